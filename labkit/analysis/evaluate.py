@@ -1,0 +1,74 @@
+"""How good a model is on text it has not seen, and how varied the text it writes is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labkit.model import GPT
+
+
+@torch.no_grad()
+def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int = 64) -> float:
+    """Mean cross-entropy in nats per token; targets of -100 do not count.
+
+    inputs, targets: (windows, seq).  Dropout is off, no generator is touched, and the model's mode is
+    restored.  Raises ValueError when there is no target to predict.
+    """
+    if len(inputs) == 0 or not bool((targets != -100).any()):
+        raise ValueError("evaluate_loss: there is no target to predict; give at least one window of text.")
+    device = model.token_embedding.weight.device
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        for some_inputs, some_targets in zip(
+            inputs.split(batch_size), targets.split(batch_size), strict=True
+        ):
+            logits = model(some_inputs.to(device)).flatten(0, 1)
+            flat = some_targets.to(device).flatten()
+            total += F.cross_entropy(logits, flat, ignore_index=-100, reduction="sum").item()
+            count += int((flat != -100).sum())
+    finally:
+        model.train(was_training)
+    return total / count
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): the number of equally likely tokens that would be as hard to guess.
+
+    loss: mean cross-entropy in nats per token.  Perplexities of different tokenizers do not compare.
+    Source: Jelinek et al. (1977).
+    """
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def bits_per_byte(loss: float, tokens: int, n_bytes: int) -> float:
+    """Bits needed per byte of text; compares models with different tokenizers.
+
+    loss: mean nats per token over `tokens` tokens that spell `n_bytes` bytes of UTF-8.
+    Raises ValueError for counts below 1.
+    """
+    if tokens < 1 or n_bytes < 1:
+        raise ValueError(f"bits_per_byte: tokens={tokens} and n_bytes={n_bytes} must be at least 1.")
+    return loss * tokens / n_bytes / math.log(2)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Shannon entropy in nats over the last axis: 0 for a certain outcome, ln(n) for n equal ones."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def distinct_n(items: Sequence[object], n: int) -> float:
+    """Share of the n-grams of a sequence that are different from each other: 1 means no repetition.
+
+    Raises ValueError when the sequence is shorter than n.  Source: Li et al. (2016), section 5.2.
+    """
+    if n < 1 or len(items) < n:
+        raise ValueError(f"distinct_n: n={n} must be at least 1 and at most the {len(items)} items.")
+    grams = [tuple(items[start : start + n]) for start in range(len(items) - n + 1)]
+    return len(set(grams)) / len(grams)

@@ -1,0 +1,37 @@
+"""Where and with how many threads to compute."""
+
+from __future__ import annotations
+
+import torch
+
+
+def best_device(name: str | None = None) -> torch.device:
+    """The device asked for by name, else the first CUDA device, else the CPU.
+
+    Apple's MPS is used only when asked for: its results have differed from the CPU's.
+    Raises ValueError for a device that is not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}). Try 'cpu'.") from error
+    return device
+
+
+def set_threads(threads: int | None) -> int:
+    """Use this many CPU threads (PyTorch's choice when None); returns how many are in use."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def describe_device(device: torch.device) -> str:
+    """A name for people: the GPU's model, or the CPU with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads != 1 else ''}"

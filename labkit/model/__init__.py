@@ -1,0 +1,16 @@
+"""The transformer, from positions to the whole GPT."""
+
+from labkit.model.attention import CausalSelfAttention
+from labkit.model.block import MLP, Block
+from labkit.model.gpt import GPT
+from labkit.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+
+__all__ = [
+    "GPT",
+    "MLP",
+    "Block",
+    "CausalSelfAttention",
+    "LearnedPositions",
+    "RotaryPositions",
+    "SinusoidalPositions",
+]

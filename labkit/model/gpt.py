@@ -1,0 +1,133 @@
+"""The GPT: token ids in, logits over the vocabulary out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labkit.config import GPTConfig
+from labkit.model.block import Block, build_norm
+from labkit.model.positions import LearnedPositions, SinusoidalPositions
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer.
+
+    ids: (batch, seq) whole numbers in [0, vocab_size), seq at most context_length.
+    Returns logits (batch, seq, vocab_size): position t scores every candidate for token t + 1.
+    Raises ValueError for ids of another shape or kind, a longer sequence or ids outside the vocabulary.
+
+    Initial values:
+
+    | tensor                                | distribution                    |
+    |---------------------------------------|---------------------------------|
+    | token embedding (and tied head)       | N(0, 0.02)                      |
+    | untied head                           | N(0, 0.02)                      |
+    | learned positions                     | N(0, 0.01)                      |
+    | linear layers                         | N(0, 0.02)                      |
+    | last linear of attention and of MLP   | N(0, 0.02 / sqrt(2 n_layers))   |
+    | biases                                | 0                               |
+    | norm weights, norm biases             | 1, 0                            |
+
+    Source: Radford et al. (2019), section 2.3, and the values of the released GPT-2 code.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions: LearnedPositions | SinusoidalPositions | None = None
+        if config.positions == "learned":
+            self.positions = LearnedPositions(config.context_length, config.d_model)
+        elif config.positions == "sinusoidal":
+            self.positions = SinusoidalPositions(config.context_length, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = build_norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_weights:
+            self.head.weight = self.token_embedding.weight
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        residual_std = 0.02 / (2 * self.config.n_layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith(("out.weight", "down.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif parameter.ndim == 2 and not name.startswith("positions"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise ValueError, saying what to do, for ids that this model cannot read."""
+        if ids.ndim != 2:
+            raise ValueError(
+                f"GPT: ids have shape {tuple(ids.shape)}; expected (batch, seq). "
+                "Give one sequence as ids[None]."
+            )
+        if ids.dtype.is_floating_point or ids.dtype == torch.bool:
+            raise ValueError(f"GPT: ids are {ids.dtype}; expected whole numbers (torch.long).")
+        if ids.shape[1] > self.config.context_length:
+            raise ValueError(
+                f"GPT: {ids.shape[1]} tokens do not fit context_length={self.config.context_length}. "
+                "Keep the last ones: ids[:, -model.config.context_length:]."
+            )
+        # On a GPU this would wait for the device at every step; there the embedding itself asserts.
+        if ids.device.type == "cpu" and ids.numel():
+            low, high = (int(limit) for limit in ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"GPT: ids range from {low} to {high}; this model knows 0 to "
+                    f"{self.config.vocab_size - 1}. Was the text encoded with another tokenizer?"
+                )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token plus position embeddings, (batch, seq, d_model): what the first block reads."""
+        x = self.token_embedding(ids)
+        if self.config.embedding_scale:
+            x = x * self.config.d_model**0.5
+        if self.positions is not None:
+            x = x + self.positions(ids.shape[1])
+        return self.dropout(x)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.check_ids(ids)
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))  # (batch, seq, vocab_size)
+
+    def loss(self, ids: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
+        """Mean cross-entropy in nats per token, over the targets that are not ignore_index.
+
+        ids, targets: (batch, seq); targets[:, t] is the token that follows ids[:, t].
+        Raises ValueError when the shapes differ or every target is ignored.
+        """
+        if ids.shape != targets.shape:
+            raise ValueError(
+                f"GPT.loss: ids {tuple(ids.shape)} and targets {tuple(targets.shape)} differ in shape."
+            )
+        if targets.device.type == "cpu" and bool((targets == ignore_index).all()):
+            raise ValueError(f"GPT.loss: every target is ignore_index={ignore_index}; nothing to learn from.")
+        logits = self(ids)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
+
+    def num_parameters(self) -> int:
+        """Trained numbers; a tied head is counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def flops_per_token(self, seq: int | None = None) -> int:
+        """Floating-point operations to train on one token: forward 1/3, backward 2/3.
+
+        seq: tokens per sequence (context_length when not given). Each weight of a matrix that multiplies
+        costs 2 in the forward pass and 4 in the backward pass; attention adds 12 * n_heads * head_dim * seq
+        per layer (scores and mixing, over the full square). Embedding look-ups, norms and biases are free.
+        Source: Kaplan et al. (2020), section 2.1; Chowdhery et al. (2022), appendix B.
+        """
+        seq = self.config.context_length if seq is None else seq
+        linears = (module for module in self.modules() if isinstance(module, nn.Linear))
+        weights = sum(linear.weight.numel() for linear in linears)
+        attention = 12 * self.config.n_layers * self.config.n_heads * self.config.head_dim * seq
+        return 6 * weights + attention

@@ -1,0 +1,72 @@
+"""How a transformer learns the order of its tokens: learned, sinusoidal and rotary positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position, added to the token embeddings.
+
+    ids: not needed, only how many; returns (seq, d_model).
+    Source: Gehring et al. (2017); used by GPT-2.
+    """
+
+    def __init__(self, context_length: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(context_length, d_model))
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, seq: int) -> Tensor:
+        return self.weight[:seq]
+
+
+class SinusoidalPositions(nn.Module):
+    """A fixed vector of sines and cosines per position, added to the token embeddings.
+
+    Feature pair i of position p holds sin and cos of p / 10000**(2 i / d_model); returns (seq, d_model).
+    Source: Vaswani et al. (2017), section 3.5.
+    """
+
+    def __init__(self, context_length: int, d_model: int) -> None:
+        super().__init__()
+        position = torch.arange(context_length, dtype=torch.float64)
+        pair = torch.arange(0, d_model, 2, dtype=torch.float64)
+        angles = torch.outer(position, torch.exp(-math.log(10000.0) * pair / d_model))
+        table = torch.empty(context_length, d_model, dtype=torch.float64)
+        table[:, 0::2] = angles.sin()
+        table[:, 1::2] = angles.cos()[:, : d_model // 2]
+        self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
+        self.table: Tensor
+
+    def forward(self, seq: int) -> Tensor:
+        return self.table[:seq]
+
+
+class RotaryPositions(nn.Module):
+    """Turns each pair of query and key features by an angle that grows with the position.
+
+    x: (batch, heads, seq, head_dim), head_dim even; returns the same shape. Feature i is paired with
+    feature i + head_dim / 2 and turned by p * base**(-2 i / head_dim), so that the dot product of a query
+    and a key depends only on the distance between them.
+    Source: Su et al. (2021), equation 34, with the halves paired as in the Llama family.
+    """
+
+    def __init__(self, context_length: int, head_dim: int, base: float = 10000.0) -> None:
+        super().__init__()
+        frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angles = torch.outer(torch.arange(context_length, dtype=torch.float64), frequencies)
+        angles = torch.cat([angles, angles], dim=-1)  # (context_length, head_dim)
+        self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        seq = x.shape[-2]
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([-second, first], dim=-1)
+        return x * self.cos[:seq] + turned * self.sin[:seq]
