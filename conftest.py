@@ -1,0 +1,40 @@
+"""For the unit tests and for nbval alike: one thread, results outside the tree, nobody's IPython profile."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+_scratch = tempfile.mkdtemp(prefix="labkit-test-")
+os.environ |= {"LABKIT_OUT": _scratch, "IPYTHONDIR": os.path.join(_scratch, "ipython")}  # noqa: PTH118
+for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LABKIT_PROFILE": "lesson"}.items():
+    os.environ.setdefault(_name, _value)
+
+_broken_notebooks: dict[str, str] = {}
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_scratch, ignore_errors=True)
+
+
+def _is_notebook_cell(item: pytest.Item) -> bool:
+    return type(item).__name__ == "IPyNbCell"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """After a cell that failed, the rest of its notebook says nothing: skip it."""
+    if _is_notebook_cell(item) and (cell := _broken_notebooks.get(str(item.path))):
+        pytest.skip(f"after the failed cell {cell}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    if _is_notebook_cell(item) and report.failed:
+        _broken_notebooks.setdefault(str(item.path), item.name)
+    return report

@@ -1,0 +1,197 @@
+"""The journal: sections renewed in place, the learner's bytes preserved, nothing half written."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.course import journal
+
+SECTION = re.compile(rb"<!-- labkit:begin .*?<!-- labkit:end \S+ -->", re.S)
+
+
+@pytest.fixture(autouse=True)
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LABKIT_OUT", str(tmp_path))
+    return tmp_path
+
+
+def log(lesson: str = "03_mini_gpt", key: str = "training", body: str = "loss 1.90") -> Path:
+    return journal.log_experiment(lesson=lesson, key=key, title="A run", body=body)
+
+
+def test_a_new_file_opens_like_the_committed_one() -> None:
+    root = Path(__file__).parents[2]
+    for name, opening in journal._OPENINGS.items():
+        assert (root / name).read_text(encoding="utf-8").startswith(opening)
+
+
+def test_a_section_is_replaced_in_place() -> None:
+    path = log(body="first")
+    path.write_text("above\n" + path.read_text() + "below\n")
+    log(body="second")
+    text = path.read_text()
+    assert "first" not in text
+    assert text.count("second") == 1
+    assert text.startswith("above\n")
+    assert text.endswith("-->\nbelow\n")
+
+
+def test_writing_twice_changes_nothing() -> None:
+    before = log().read_bytes()
+    assert log().read_bytes() == before
+
+
+def test_sections_stand_in_lesson_order() -> None:
+    for lesson in ("03_mini_gpt", "01_embeddings", "02_attention", "10_more"):
+        path = log(lesson, "a")
+    path = log("02_attention", "b")
+    found = re.findall(r"labkit:begin (\S+)", path.read_text())
+    assert found == ["01_embeddings/a", "02_attention/a", "02_attention/b", "03_mini_gpt/a", "10_more/a"]
+
+
+def test_edits_inside_a_section_are_kept_below_it_once() -> None:
+    path = log(body="machine words")
+    path.write_text(path.read_text().replace("machine words", "machine words, and mine"))
+    log(body="new words")
+    log(body="newer words")
+    text = path.read_text()
+    assert "newer words" in text.split("<!-- labkit:end")[0]
+    kept = text.split("<!-- labkit:end")[1]
+    assert kept.count("Your edits, kept (03_mini_gpt/training)") == 1
+    assert "machine words, and mine" in kept
+
+
+def test_the_part_for_the_reader_is_made_once_and_never_again() -> None:
+    write = journal.write_reflection
+    path = write("01_embeddings", "reflection", "Reflection", "an answer")
+    assert path.read_text().count("### Yours") == 1
+    path.write_text(path.read_text().replace("### Yours\n", "### Yours\nmy answer\n"))
+    write("01_embeddings", "reflection", "Reflection", "another answer")
+    assert "### Yours\nmy answer\n" in path.read_text()
+    path.write_text(path.read_text().replace("### Yours\nmy answer\n", ""))
+    write("01_embeddings", "reflection", "Reflection", "a third answer")
+    assert "### Yours" not in path.read_text()
+
+
+def test_windows_line_ends_stay() -> None:
+    path = log()
+    path.write_bytes(b"mine\r\n" + path.read_bytes().replace(b"\n", b"\r\n"))
+    log(body="two\nlines")
+    log(lesson="01_embeddings")
+    data = path.read_bytes()
+    assert data.count(b"\n") == data.count(b"\r\n")
+    assert b"kept" not in data  # line ends alone are not an edit
+
+
+learner_text = st.binary(max_size=200).filter(lambda data: b"<!-- labkit:" not in data)
+
+
+@given(above=learner_text, below=learner_text, body=st.text(st.characters(exclude_categories=["Cs"])))
+def test_bytes_outside_sections_are_preserved(above: bytes, below: bytes, body: str, out: Path) -> None:
+    path = out / journal.LOG
+    path.unlink(missing_ok=True)
+    section = SECTION.search(log().read_bytes())
+    assert section
+    path.write_bytes(above + b"\n" + section[0] + b"\n" + below)
+    log(body=body)
+    head, _, rest = path.read_bytes().partition(b"<!-- labkit:begin")
+    assert head == above + b"\n"
+    assert rest.partition(b"<!-- labkit:end 03_mini_gpt/training -->")[2] == b"\n" + below
+
+
+@given(text=learner_text)
+def test_a_first_section_is_added_after_the_learners_text(text: bytes, out: Path) -> None:
+    path = out / journal.LOG
+    path.write_bytes(text)
+    log()
+    assert path.read_bytes().startswith(text)
+
+
+BEGIN = "<!-- labkit:begin 03_mini_gpt/training sha256=0123456789ab -->\n"
+END = "<!-- labkit:end 03_mini_gpt/training -->\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BEGIN + "body\n", "a 'begin' or an 'end' line is missing"),
+        (END, "a 'begin' or an 'end' line is missing"),
+        (END + BEGIN, "do not pair up"),
+        (BEGIN + BEGIN + END + END, "do not pair up"),
+        ((BEGIN + END) * 2, "is there twice"),
+        (BEGIN + "<!-- labkit:end 03_mini_gpt/other -->\n", "do not pair up"),
+        (BEGIN + END.replace(" -->", ""), "a marker line was changed"),
+        ("> " + BEGIN + END, "a marker line was changed"),
+    ],
+)
+def test_damaged_markers_are_an_error_and_nothing_is_written(text: str, message: str, out: Path) -> None:
+    path = out / journal.LOG
+    path.write_text(text)
+    with pytest.raises(journal.DamagedJournalError, match=message):
+        log()
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "a/b", "-->", "../x"])
+def test_bad_names_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="must be letters, digits"):
+        log(lesson=bad)
+    with pytest.raises(ValueError, match="must be letters, digits"):
+        log(key=bad)
+
+
+def test_a_body_with_markers_is_refused(out: Path) -> None:
+    with pytest.raises(ValueError, match="must not contain"):
+        log(body=END)
+    assert not (out / journal.LOG).exists()
+
+
+def test_a_crash_while_writing_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    before = log().read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        log(body="never seen")
+    assert (out / journal.LOG).read_bytes() == before
+    assert [file.name for file in out.iterdir()] == [journal.LOG]
+
+
+def test_a_link_stays_a_link(out: Path) -> None:
+    real = out / "elsewhere.md"
+    real.write_text("mine\n")
+    (out / journal.LOG).symlink_to(real)
+    log()
+    assert (out / journal.LOG).is_symlink()
+    assert "loss 1.90" in real.read_text()
+
+
+def test_figures_have_plain_names(out: Path) -> None:
+    assert journal.figure_path("03_loss.png") == out / "visualizations" / "03_loss.png"
+    for bad in ("../x.png", "a/b.png", "a\\b.png", ""):
+        with pytest.raises(ValueError, match="file name without folders"):
+            journal.figure_path(bad)
+
+
+def test_without_the_variable_results_go_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LABKIT_OUT")
+    assert (journal.output_dir() / "pyproject.toml").is_file()
+
+
+def test_tables() -> None:
+    rows = [{"name": "a|b", "loss": 1.23456}, {"name": "c", "steps": 500}]
+    assert journal.markdown_table(rows).splitlines() == [
+        "| name | loss | steps |",
+        "| --- | ---: | ---: |",
+        "| a\\|b | 1.235 |  |",
+        "| c |  | 500 |",
+    ]
+    assert journal.markdown_table([]) == ""
