@@ -94,7 +94,7 @@ def fit(trainer: Trainer, *, run: Run | None = None, progress: bool = True) -> b
     """Train to the end, showing a progress bar and recording into `run` where one is given.
 
     Ctrl-C (or the notebook's stop button) lets the step finish, saves a checkpoint and returns False;
-    a second one stops at once.  A TrainingDivergedError error is passed on after the last good state is saved.
+    a second one stops at once.  TrainingDivergedError is passed on after the last good state is saved.
     """
     recorder = RunRecorder(trainer, run) if run else None
     bar = ProgressBar(trainer) if progress else None

@@ -127,7 +127,7 @@ class Trainer:
         """Train from the current step to the last, yielding what happens.
 
         An evaluation comes before the first step, every eval_every steps and after the last.  Raises
-        TrainingDivergedError when loss or gradient is not finite; the model then is as it was before that step.
+        TrainingDivergedError when loss or gradient is not finite; the model is left as before that step.
         """
         if self.step == 0:
             yield self._evaluate()
