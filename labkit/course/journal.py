@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from labkit.paths import output_dir
+
 LOG = "experiments_log.md"
 JOURNAL = "learning_journal.md"
 
@@ -61,16 +63,6 @@ class _Section:
     inner_start: int
     inner_end: int
     end: int
-
-
-def output_dir() -> Path:
-    """The folder that results are written to: `LABKIT_OUT` if set, else the repository, else here."""
-    if out := os.environ.get("LABKIT_OUT"):
-        return Path(out)
-    for folder in Path(__file__).resolve().parents:
-        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
-            return folder
-    return Path.cwd()
 
 
 def figure_path(name: str) -> Path:

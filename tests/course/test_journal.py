@@ -181,11 +181,6 @@ def test_figures_have_plain_names(out: Path) -> None:
             journal.figure_path(bad)
 
 
-def test_without_the_variable_results_go_to_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LABKIT_OUT")
-    assert (journal.output_dir() / "pyproject.toml").is_file()
-
-
 def test_tables() -> None:
     rows = [{"name": "a|b", "loss": 1.23456}, {"name": "c", "steps": 500}]
     assert journal.markdown_table(rows).splitlines() == [

@@ -1,0 +1,86 @@
+# What a reader and a contributor type. Needs Python >= 3.11 and make; everything else goes into .venv.
+
+PYTHON ?= python3
+# Options for JupyterLab, for example: make lab LAB_ARGS="--no-browser --port=8899"
+LAB_ARGS ?=
+# Another index for torch alone, for example the one with the small CPU build (see README).
+TORCH_INDEX ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+LAB_STAMP := .venv/.lab-stamp
+TEST_STAMP := .venv/.test-stamp
+NBVAL := --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
+
+# The committed numbers were computed so.
+export LABKIT_PROFILE ?= lesson
+export OMP_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help lab test test-long notebooks assets lint types unit nbval clean
+
+help: ## show this list
+	@echo 'make TARGET, where TARGET is'
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
+
+lab: assets ## set up if needed, then open the course in JupyterLab
+	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1 \
+	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB_ARGS)
+
+test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (under 25 minutes on 2 cores)
+	@echo 'make test: all green'
+
+test-long: $(TEST_STAMP) assets ## the slow tests: browser, kill and load tests
+	@code=0; $(PY) -m pytest -m 'long or browser' || code=$$?; \
+	if [ $$code -eq 5 ]; then echo 'There is no long test.'; else exit $$code; fi
+
+notebooks: $(TEST_STAMP) assets ## execute the lessons in place; renews figures, log and journal
+	$(PY) scripts/execute_notebooks.py
+
+clean: ## remove .venv and what tools left behind (your runs stay)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist labkit.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Parts of `make test`, to be called one at a time while working.
+
+lint: $(TEST_STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(TEST_STAMP)
+	$(PY) -m mypy
+
+unit: $(TEST_STAMP)
+	$(PY) -m pytest -m 'not long and not browser'
+
+nbval: $(TEST_STAMP)
+	$(PY) -m pytest --nbval $(NBVAL) notebooks/
+
+# Verifies checksums each time, which takes a second; downloads only what is missing or damaged.
+assets: $(LAB_STAMP)
+	@.venv/bin/labkit fetch
+
+# A stamp holds the folder it was made in: a moved folder is set up anew, since .venv points to the old one.
+ifneq ($(shell cat $(LAB_STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(LAB_STAMP)
+endif
+
+$(LAB_STAMP): requirements.txt pyproject.toml
+	@rm -f $(LAB_STAMP) $(TEST_STAMP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "The course needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "If a newer one has another name, say so: make PYTHON=python3.12 lab" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+	    echo "Could not create .venv (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo 'Installing packages into .venv. The first time this takes a few minutes.'
+ifneq ($(TORCH_INDEX),)
+	$(PIP) install --no-deps --index-url '$(TORCH_INDEX)' "$$(grep '^torch==' requirements.txt)"
+endif
+	@$(PIP) install -r requirements.txt
+	@echo '$(CURDIR)' > $@
+
+$(TEST_STAMP): $(LAB_STAMP)
+	@$(PIP) install -r requirements.txt -e '.[test]'
+	@touch $@
