@@ -105,9 +105,7 @@ class Trainer:
         context = model.config.context_length
         self.stream = TokenStream(train_ids, context, config.batch_size, seed=config.seed)
         self.val_inputs, self.val_targets = _spread(WindowDataset(val_ids, context), config.eval_windows)
-        self.total_steps = config.max_steps or math.ceil(
-            (config.epochs or 0) * len(train_ids) / (config.batch_size * context)
-        )
+        self.total_steps = config.total_steps(len(train_ids), context)
         warmup = config.warmup_steps
         self.warmup_steps = min(100, self.total_steps // 20) if warmup is None else warmup
         self.step = 0
