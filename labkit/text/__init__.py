@@ -1,0 +1,62 @@
+"""Text to ids: fetched assets, corpora split by document, tokenizers, and the windows a model trains on.
+
+Names load on first use, so that `labkit fetch` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from labkit.text.assets import ASSETS, AssetError, asset_path, cache_dir, fetch, use_offline_tiktoken
+    from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, train_bpe
+    from labkit.text.corpus import Corpus, CorpusError, Document, check_split, load_corpus
+    from labkit.text.sequences import SequenceDataset, load_token_sequences
+    from labkit.text.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer
+    from labkit.text.windows import TokenStream, WindowDataset
+
+_HOME = {
+    "assets": ("ASSETS", "AssetError", "asset_path", "cache_dir", "fetch", "use_offline_tiktoken"),
+    "bpe": ("BPETokenizer", "GPT2Tokenizer", "train_bpe"),
+    "corpus": ("Corpus", "CorpusError", "Document", "check_split", "load_corpus"),
+    "sequences": ("SequenceDataset", "load_token_sequences"),
+    "tokenizer": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "load_tokenizer"),
+    "windows": ("TokenStream", "WindowDataset"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "ASSETS",
+    "END_OF_TEXT",
+    "AssetError",
+    "BPETokenizer",
+    "CharTokenizer",
+    "Corpus",
+    "CorpusError",
+    "Document",
+    "GPT2Tokenizer",
+    "SequenceDataset",
+    "TokenStream",
+    "Tokenizer",
+    "WindowDataset",
+    "asset_path",
+    "cache_dir",
+    "check_split",
+    "fetch",
+    "load_corpus",
+    "load_token_sequences",
+    "load_tokenizer",
+    "train_bpe",
+    "use_offline_tiktoken",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"labkit.text.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module 'labkit.text' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,117 @@
+"""Raw text to clean text: decoding of files, and plays from Markdown to the look of a printed page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LEADING_BOM = b"\xef\xbb\xbf"
+
+
+class CorpusError(ValueError):
+    """A text or corpus cannot be used; the message names the file and says why."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark, its line ends turned into "\\n".
+
+    Raises CorpusError, with the byte offset, for undecodable bytes and binary files, and for a file
+    that is missing or holds no text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise CorpusError(f"{path}: byte offset 0 starts UTF-16 text. Save the file as UTF-8.")
+    if (offset := raw.find(b"\0")) >= 0:
+        raise CorpusError(f"{path}: byte offset {offset} is NUL, so this is not a text file.")
+    start = len(LEADING_BOM) if raw.startswith(LEADING_BOM) else 0
+    try:
+        text = raw[start:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = start + error.start
+        raise CorpusError(
+            f"{path}: byte offset {offset} (0x{raw[offset]:02x}) is not UTF-8. Save the file as UTF-8."
+        ) from error
+    if not text.strip():
+        raise CorpusError(f"{path}: the file is empty.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_SPELLINGS = [
+    (" — ", "--"),  # one play has typographic dashes, the others two hyphens
+    ("— ", "--"),
+    (" —", "--"),
+    ("—", "--"),
+    ("&amp;", "&"),
+    ("& c", "&c"),
+    ("& &c", "&c"),
+    ("__\\[", "["),
+    ("_\\[", "["),
+    ("\\[", "["),
+]
+
+
+def clean_play(markdown: str) -> str:
+    """A play in Markdown as a printed page.
+
+    Headings lose their marks, speakers stand in capitals with a full stop on a line of their own,
+    stage directions stand in [brackets], typographic dashes become the two hyphens that most of the
+    plays use. Raises CorpusError where a mark is left over.
+    """
+    text = "\n".join(line.rstrip() for line in markdown.split("\n"))
+    for mark, plain in _SPELLINGS:
+        text = text.replace(mark, plain)
+    text = re.sub(r"\[([^\]_]*)\]_", r"[\1]", text)  # _[Aside]_, its first underscore already gone
+    text = re.sub(r"_([^_]+)_", _italics, text)  # _Enter KING_, over several lines
+    text = re.sub(r"\*\*([^*\n]+)\*\*", _speaker, text)
+    text = re.sub(r"\*([^*]+)\*", _italics, text)
+    text = re.sub(r"\[\[?([^\[\]]*)\]?\]", _stage_direction, text)
+    text = re.sub(r"#+ *", "", text)
+    text = re.sub(r"\\([^\w\s])", r"\1", text)  # Markdown's escapes
+    text = re.sub(r"  +", " ", text)
+    text = "\n".join(line.strip() for line in text.split("\n"))
+    text = re.sub(r"\n\n\n+", "\n\n", text).strip()
+    if left := re.search(r"[*_#\\`~<>|{}$^@=]|&\w+;", text):
+        around = text[max(0, left.start() - 30) : left.end() + 30]
+        raise CorpusError(f"the mark {left[0]!r} is left after cleaning, in {around!r}.")
+    return text
+
+
+def _italics(match: re.Match[str]) -> str:
+    """A stage direction, unless the pair of marks spans a blank line: then they do not belong together."""
+    return match[0] if "\n\n" in match[1] else f"[{match[1]}]"
+
+
+def _speaker(match: re.Match[str]) -> str:
+    return " ".join(match[1].upper().replace(":", "").replace("&C", "&c").split()).rstrip(".") + "."
+
+
+def _stage_direction(match: re.Match[str]) -> str:
+    words = " ".join(match[1].split())
+    return f"[{words}]" if words else "[...]"
+
+
+def documents_at_paragraphs(text: str, fractions: tuple[float, ...]) -> list[str]:
+    """Cut a text into contiguous pieces at paragraph ends, as near to the fractions as paragraphs allow.
+
+    Every piece gets at least one paragraph as long as there are enough of them.
+    """
+    paragraphs = [part.strip("\n") for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
+    if len(paragraphs) < len(fractions):
+        raise CorpusError(
+            f"{len(paragraphs)} paragraph(s) cannot be split into {len(fractions)} parts; separate "
+            "paragraphs by blank lines, or set val_fraction and test_fraction to 0."
+        )
+    total, seen, position, goal = sum(map(len, paragraphs)), 0, 0, 0.0
+    ends: list[int] = []
+    for part, fraction in enumerate(fractions[:-1]):
+        goal += fraction * total
+        least, most = (ends[-1] if ends else 0) + 1, len(paragraphs) - (len(fractions) - 1 - part)
+        while position < most and (position < least or seen + len(paragraphs[position]) / 2 <= goal):
+            seen += len(paragraphs[position])
+            position += 1
+        ends.append(position)
+    starts = [0, *ends]
+    return ["\n\n".join(paragraphs[a:b]) for a, b in zip(starts, [*ends, len(paragraphs)], strict=True)]

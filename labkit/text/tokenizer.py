@@ -1,0 +1,239 @@
+"""Text to ids and back: what every tokenizer can do, and the simplest one, characters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+END_OF_TEXT = "<|endoftext|>"
+FORMAT = "labkit-tokenizer"
+
+
+class Tokenizer(ABC):
+    """Turns text into ids in 0 .. vocab_size - 1, and ids into text.
+
+    `decode(encode(text)) == text` for every text that `encode` accepts, unless the tokenizer was told
+    to replace unknown characters.
+    """
+
+    name: str
+    vocab_size: int
+    eos_id: int | None
+    """The id that stands for the end of a document, if there is one."""
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of a text. "<|endoftext|>" in it is ordinary text, unless allow_special is set.
+
+        Raises TypeError for anything but a str, ValueError for lone surrogates (half of a UTF-16 pair,
+        which no UTF-8 text can hold) and, with characters, for unknown ones.
+        """
+        self._check(text)
+        if not allow_special or self.eos_id is None:
+            return self._encode(text).tolist()
+        ids: list[int] = []
+        for number, part in enumerate(text.split(END_OF_TEXT)):
+            ids += [self.eos_id] if number else []
+            ids += self._encode(part).tolist()
+        return ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """The ids of several texts, each an int64 array; special tokens are ordinary text."""
+        if isinstance(texts, str):
+            raise TypeError(f"{self.name}: encode_batch takes a list of texts, not one text.")
+        arrays = []
+        for text in texts:
+            self._check(text)
+            arrays.append(self._encode(text).astype(np.int64))
+        return arrays
+
+    def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
+        """The text of one sequence of ids (list, array or tensor).
+
+        Bytes that are no UTF-8, as when a character's tokens are cut apart, become U+FFFD.
+        Raises ValueError for ids outside the vocabulary.
+        """
+        return b"".join(map(self.token_bytes, self._checked_ids(ids))).decode("utf-8", "replace")
+
+    def tokenize(self, text: str) -> list[str]:
+        """The pieces of a text, as text; bytes of a cut character are shown as \\xNN."""
+        return [self.token_bytes(i).decode("utf-8", "backslashreplace") for i in self.encode(text)]
+
+    @abstractmethod
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes one id stands for. Raises ValueError for an id outside the vocabulary."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> np.ndarray:
+        """The ids of a text that has been checked, special tokens as ordinary text."""
+
+    @abstractmethod
+    def _definition(self) -> dict[str, Any]:
+        """Everything that defines the tokenizer, ready for JSON, under the key "kind" its class."""
+
+    @classmethod
+    @abstractmethod
+    def _from_definition(cls, definition: dict[str, Any]) -> Tokenizer: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of what defines the tokenizer: equal exactly when its ids mean the same."""
+        text = json.dumps(self._definition(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer as readable JSON; the file appears whole or not at all."""
+        content = {"format": FORMAT, "fingerprint": self.fingerprint} | self._definition()
+        _write_atomic(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote. Raises ValueError for other files, and for another kind of tokenizer."""
+        tokenizer = load_tokenizer(path)
+        if not isinstance(tokenizer, cls):
+            raise ValueError(f"{path}: holds a {type(tokenizer).__name__}, not a {cls.__name__}.")
+        return tokenizer
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size})"
+
+    def _check(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"{self.name}: text must be a str, not {type(text).__name__}.")
+        _refuse_surrogates(text, self.name)
+
+    def _checked_ids(self, ids: Sequence[int] | np.ndarray | Tensor) -> list[int]:
+        values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        if not isinstance(values, list) or any(isinstance(value, list) for value in values):
+            raise ValueError(f"{self.name}: decode takes one sequence of ids at a time (one dimension).")
+        for position, value in enumerate(values):
+            self._check_id(value, f" at position {position}")
+        return [int(value) for value in values]
+
+    def _check_id(self, value: Any, where: str = "") -> None:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            if hasattr(value, "item") and isinstance(value.item(), int):  # a tensor of one id
+                return self._check_id(value.item(), where)
+            raise ValueError(f"{self.name}: id {value!r}{where} is not a whole number.")
+        if not 0 <= value < self.vocab_size:
+            raise ValueError(f"{self.name}: id {value}{where} is outside 0 .. {self.vocab_size - 1}.")
+        return None
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character, in order of their code points, and a last id for the end of a text.
+
+    characters: the alphabet.  unknown: a character of it that stands in for every other one; without
+    it an unknown character is an error.
+    """
+
+    name = "characters"
+
+    def __init__(self, characters: Iterable[str], *, unknown: str | None = None) -> None:
+        alphabet = sorted(set(characters))
+        if not alphabet:
+            raise ValueError("characters: the alphabet is empty; give a text with at least one character.")
+        if long := [character for character in alphabet if len(character) != 1]:
+            raise ValueError(f"characters: {long[0]!r} is not one character.")
+        _refuse_surrogates("".join(alphabet), self.name)
+        if unknown is not None and unknown not in alphabet:
+            raise ValueError(f"characters: unknown={unknown!r} is not in the alphabet.")
+        self.characters = "".join(alphabet)
+        self.unknown = unknown
+        self.eos_id = len(alphabet)
+        self.vocab_size = len(alphabet) + 1
+        codes = np.array([ord(character) for character in alphabet])
+        # id of each code point up to the highest one known, and one more place for all that lie above
+        self._ids = np.full(codes[-1] + 2, -1 if unknown is None else alphabet.index(unknown), dtype=np.int64)
+        self._ids[codes] = np.arange(len(codes))
+
+    @classmethod
+    def from_text(cls, text: str, *, unknown: str | None = None) -> CharTokenizer:
+        """The tokenizer whose alphabet is the distinct characters of a text."""
+        if not isinstance(text, str):
+            raise TypeError(f"characters: text must be a str, not {type(text).__name__}.")
+        return cls(set(text), unknown=unknown)
+
+    def _encode(self, text: str) -> np.ndarray:
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
+        if (ids < 0).any():
+            at = int(np.argmax(ids < 0))
+            strange = "".join(sorted({chr(code) for code in codes[ids < 0]}))
+            raise ValueError(
+                f"characters: {strange[:20]!r} {'is' if len(strange) == 1 else 'are'} not in the alphabet "
+                f"(first at position {at}). Build the tokenizer from a text that has them, or give "
+                "unknown='?' (a known character) to replace them."
+            )
+        return ids
+
+    def token_bytes(self, token_id: int) -> bytes:
+        self._check_id(token_id)
+        return (END_OF_TEXT if token_id == self.eos_id else self.characters[token_id]).encode()
+
+    def _definition(self) -> dict[str, Any]:
+        return {"kind": "characters", "characters": self.characters, "unknown": self.unknown}
+
+    @classmethod
+    def _from_definition(cls, definition: dict[str, Any]) -> CharTokenizer:
+        return cls(definition["characters"], unknown=definition["unknown"])
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read any tokenizer that `save` wrote.
+
+    Raises ValueError where the file is missing, is not such a file, or was changed since.
+    """
+    from labkit.text.bpe import BPETokenizer, GPT2Tokenizer
+
+    kinds: dict[str, type[Tokenizer]] = {
+        "characters": CharTokenizer,
+        "bpe": BPETokenizer,
+        "gpt2": GPT2Tokenizer,
+    }
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a tokenizer file ({error}).") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("kind") not in kinds:
+        raise ValueError(f"{path}: is not a tokenizer file (format {FORMAT}, kind {', '.join(kinds)}).")
+    try:
+        tokenizer = kinds[content["kind"]]._from_definition(content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is incomplete or damaged ({error!r}).") from error
+    if tokenizer.fingerprint != content.get("fingerprint"):
+        raise ValueError(f"{path}: was changed after it was saved; its fingerprint does not match.")
+    return tokenizer
+
+
+def _refuse_surrogates(text: str, name: str) -> None:
+    if found := re.search("[\ud800-\udfff]", text):
+        raise ValueError(
+            f"{name}: the text has a lone surrogate U+{ord(found[0]):04X} at position {found.start()}, which "
+            "is half of a character. Decode the source as UTF-8, or with errors='replace'."
+        )
+
+
+def _write_atomic(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as sink:
+            sink.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

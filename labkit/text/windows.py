@@ -1,0 +1,204 @@
+"""Ids to training examples: inputs, and the same ids one place further on as targets."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+IGNORE = -100
+"""Target of padding, which the loss leaves out. An id of its own, so that a padding id which is also
+the end of a text drops no real end."""
+
+Ids = Sequence[int] | np.ndarray | Tensor
+
+
+class _Windows(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs (input, target), each (context_length,) int64, one by one or in batches."""
+
+    context_length: int
+    total_tokens: int
+    """Targets that count towards the loss, over all windows."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of some windows, each (windows, context_length)."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        inputs, targets = self._gather(torch.tensor([index % len(self)]))
+        return inputs[0], targets[0]
+
+    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, each (batch, context_length) int64, in order; the last batch may be smaller.
+
+        limit: take only so many windows, spread evenly over all of them, always the same ones.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batches: batch_size={batch_size} must be at least 1.")
+        if limit is not None and limit < 1:
+            raise ValueError(f"batches: limit={limit} must be at least 1.")
+        count = len(self) if limit is None else min(limit, len(self))
+        chosen = torch.arange(count) * len(self) // count
+        return (self._gather(part) for part in chosen.split(batch_size))
+
+
+class WindowDataset(_Windows):
+    """Sliding windows over one sequence of ids: window i starts at i * stride.
+
+    ids: (tokens,).  stride: context_length when not given, so that every target is seen once.
+    keep_tail: the last window, too short for the context, is padded with pad_id, and the targets of the
+    padding are -100; without it the ragged tail is dropped.
+    Raises ValueError for ids too short for one window.
+    """
+
+    def __init__(
+        self,
+        ids: Ids,
+        context_length: int,
+        stride: int | None = None,
+        keep_tail: bool = False,
+        pad_id: int = 0,
+    ) -> None:
+        self.ids = _id_tensor(ids, "WindowDataset")
+        self.context_length = context_length
+        self.stride = context_length if stride is None else stride
+        self.pad_id = pad_id
+        _at_least(1, "WindowDataset", context_length=context_length, stride=self.stride)
+        _at_least(0, "WindowDataset", pad_id=pad_id)
+        predictable = len(self.ids) - 1  # the last id has no successor
+        self._full = max(0, (predictable - context_length) // self.stride + 1)
+        covered = (self._full - 1) * self.stride + context_length if self._full else 0
+        self._tail = max(0, predictable - self._full * self.stride) if covered < predictable else 0
+        if not keep_tail:
+            self._tail = 0
+        if not len(self):
+            raise ValueError(
+                f"WindowDataset: {len(self.ids)} ids are too few for context_length={context_length}, which "
+                f"needs {2 if keep_tail else context_length + 1}. Use more text, a shorter context"
+                f"{'.' if keep_tail else ', or keep_tail=True.'}"
+            )
+        self.total_tokens = self._full * context_length + self._tail
+
+    def __len__(self) -> int:
+        return self._full + (self._tail > 0)
+
+    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        places = indices[:, None] * self.stride + torch.arange(self.context_length + 1)
+        inside = places < len(self.ids)
+        ids = self.ids[places.clamp(max=len(self.ids) - 1)].long()  # (windows, context_length + 1)
+        padded = torch.where(inside, ids, self.pad_id)
+        # The tail's input leaves out the last id: nothing follows it.
+        inputs = torch.where(inside[:, 1:], padded[:, :-1], self.pad_id)
+        return inputs, torch.where(inside[:, 1:], padded[:, 1:], IGNORE)
+
+
+class TokenStream:
+    """Random crops of one long sequence of ids, for training.
+
+    ids: (tokens,), or the path of a .npy file, or of a .bin file of bare numbers of the given dtype;
+    files stay on disk and are read where a crop falls (memory-mapped).
+    batch(step) depends on nothing but seed and step, so a resumed run sees what it would have seen.
+    """
+
+    def __init__(
+        self,
+        ids: Ids | str | Path,
+        context_length: int,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        dtype: str = "uint16",
+    ) -> None:
+        _at_least(1, "TokenStream", context_length=context_length, batch_size=batch_size)
+        _at_least(0, "TokenStream", seed=seed)
+        self._data = _open_ids(Path(ids), dtype) if isinstance(ids, str | Path) else _id_array(ids)
+        self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
+        self.total_tokens = len(self._data)
+        if self.total_tokens < context_length + 1:
+            raise ValueError(
+                f"TokenStream: {self.total_tokens} ids are too few for context_length={context_length}, "
+                f"which needs {context_length + 1}. Use more text or a shorter context."
+            )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets in one batch."""
+        return self.batch_size * self.context_length
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until as many targets were drawn as the text has tokens, rounded up."""
+        return -(-self.total_tokens // self.tokens_per_step)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one step, each (batch_size, context_length) int64."""
+        _at_least(0, "TokenStream.batch", step=step)
+        draw = np.random.default_rng([self.seed, step])
+        starts = draw.integers(0, self.total_tokens - self.context_length, size=self.batch_size)
+        crops = self._data[starts[:, None] + np.arange(self.context_length + 1)]
+        ids = torch.from_numpy(crops.astype(np.int64))  # (batch_size, context_length + 1)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def _id_tensor(ids: Any, name: str) -> Tensor:
+    """Ids as a 1-D tensor of whole numbers, none negative."""
+    if isinstance(ids, np.ndarray) and ids.dtype in (np.uint16, np.uint32, np.uint64):
+        ids = ids.astype(np.int64)  # PyTorch gathers from few unsigned kinds
+    try:
+        tensor = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: ids must be whole numbers in one dimension ({error}).") from error
+    if tensor.ndim != 1:
+        raise ValueError(f"{name}: ids have shape {tuple(tensor.shape)}; one dimension is needed.")
+    if not len(tensor):
+        return tensor.long()
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name}: ids are {tensor.dtype}; whole numbers are needed.")
+    if (low := int(tensor.min())) < 0:
+        raise ValueError(f"{name}: id {low} is negative.")
+    return tensor
+
+
+def _id_array(ids: Ids) -> np.ndarray:
+    if isinstance(ids, np.ndarray):  # kept in its own, perhaps smaller, dtype
+        _id_tensor(ids[:1], "TokenStream")
+        return ids
+    return _id_tensor(ids, "TokenStream").numpy()
+
+
+def _open_ids(path: Path, dtype: str) -> np.ndarray:
+    """A memory-mapped array of ids."""
+    if not path.is_file():
+        raise ValueError(f"TokenStream: {path} is not a file.")
+    if path.suffix == ".npy":
+        try:
+            data = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"TokenStream: {path} is not a .npy file of numbers ({error}).") from error
+    elif path.suffix == ".bin":
+        size = np.dtype(dtype).itemsize
+        if not path.stat().st_size or path.stat().st_size % size:
+            raise ValueError(f"TokenStream: {path} has {path.stat().st_size} bytes, no multiple of {dtype}.")
+        data = np.memmap(path, dtype=dtype, mode="r")
+    else:
+        raise ValueError(f"TokenStream: {path} must end in .npy or .bin.")
+    if data.ndim != 1 or not np.issubdtype(data.dtype, np.integer):
+        raise ValueError(f"TokenStream: {path} holds {data.dtype} of shape {data.shape}; ids are needed.")
+    return data
+
+
+def _at_least(low: int, name: str, **values: int) -> None:
+    for field, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+            raise ValueError(f"{name}: {field}={value!r} must be a whole number of at least {low}.")
