@@ -104,7 +104,8 @@ class Trainer:
         self.optimizer = build_optimizer(model, config)
         context = model.config.context_length
         self.stream = TokenStream(train_ids, context, config.batch_size, seed=config.seed)
-        self.val_inputs, self.val_targets = _spread(WindowDataset(val_ids, context), config.eval_windows)
+        count = config.eval_windows
+        self.val_inputs, self.val_targets = next(WindowDataset(val_ids, context).batches(count, limit=count))
         self.total_steps = config.total_steps(len(train_ids), context)
         warmup = config.warmup_steps
         self.warmup_steps = min(100, self.total_steps // 20) if warmup is None else warmup
@@ -186,13 +187,6 @@ class Trainer:
         config = SampleConfig(max_new_tokens=self.config.sample_tokens)
         ids = generate(self.model, self.tokenizer.encode(self.prompt), config, seed=self.config.seed)
         return Sample(self.step, self.prompt, self.tokenizer.decode(ids.tolist()))
-
-
-def _spread(windows: WindowDataset, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` windows, evenly spread over the text, as (inputs, targets)."""
-    picked = torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long().tolist()
-    inputs, targets = zip(*(windows[index] for index in picked), strict=True)
-    return torch.stack(inputs), torch.stack(targets)
 
 
 @contextmanager
