@@ -60,7 +60,7 @@ nbval: $(TEST_STAMP)
 
 # Verifies checksums each time, which takes a second; downloads only what is missing or damaged.
 assets: $(LAB_STAMP)
-	@.venv/bin/labkit fetch
+	@.venv/bin/labkit fetch >/dev/null
 
 # A stamp holds the folder it was made in: a moved folder is set up anew, since .venv points to the old one.
 ifneq ($(shell cat $(LAB_STAMP) 2>/dev/null),$(CURDIR))
