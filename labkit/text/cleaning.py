@@ -40,10 +40,6 @@ def read_text(path: Path) -> str:
 
 
 _SPELLINGS = [
-    (" — ", "--"),  # one play has typographic dashes, the others two hyphens
-    ("— ", "--"),
-    (" —", "--"),
-    ("—", "--"),
     ("&amp;", "&"),
     ("& c", "&c"),
     ("& &c", "&c"),
@@ -61,6 +57,8 @@ def clean_play(markdown: str) -> str:
     plays use. Raises CorpusError where a mark is left over.
     """
     text = "\n".join(line.rstrip() for line in markdown.split("\n"))
+    if "—" in text:  # one play has typographic dashes, the others two hyphens
+        text = re.sub(r" *— *", "--", text)
     for mark, plain in _SPELLINGS:
         text = text.replace(mark, plain)
     text = re.sub(r"\[([^\]_]*)\]_", r"[\1]", text)  # _[Aside]_, its first underscore already gone

