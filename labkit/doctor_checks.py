@@ -161,11 +161,11 @@ def _windows(plan: Plan) -> Finding:
     if stride > context:
         mend = f"Use a stride of at most {context}, or that text is never seen."
         return "warn", f"{found}; {stride - context} tokens skipped between windows", mend
-    read = (plan.train.max_steps or 0) * plan.train.batch_size * context
-    passes = plan.train.epochs or read / tokens["train"]
-    found += f"; {passes:.2g} passes"
+    steps = plan.train.total_steps(tokens["train"], context)
+    passes = steps * plan.train.batch_size * context / tokens["train"]
+    found += f"; {steps:,} steps read each token {passes:.2g} times"
     if passes > 20:
-        return "warn", found, "So many passes memorise the text: train shorter or add text."
+        return "warn", found, "So much repetition memorises the text: train shorter or add text."
     return "ok", found
 
 

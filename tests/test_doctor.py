@@ -140,7 +140,7 @@ def test_bad_strides(stride: int, status: str, mend: str, text: Path) -> None:
 
 def test_many_passes_memorise(text: Path) -> None:
     check = found("windows", text, train=TrainConfig(epochs=50))
-    expect(check, "warn", "50 passes", "memorise")
+    expect(check, "warn", "50 times", "memorises")
 
 
 def test_bad_shapes(text: Path) -> None:
