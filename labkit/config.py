@@ -257,7 +257,13 @@ class TrainConfig:
                 self,
                 f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}.",
             )
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+        if isinstance(self.betas, list):  # as JSON gives them back
+            object.__setattr__(self, "betas", tuple(self.betas))
+        if not (
+            isinstance(self.betas, tuple)
+            and len(self.betas) == 2
+            and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas)
+        ):
             _fail(self, f"betas={self.betas} must be two numbers in [0, 1).")
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             _fail(self, f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}.")

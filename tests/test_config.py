@@ -38,7 +38,10 @@ BAD_MODELS: list[tuple[dict[str, Any], str]] = [
     ({"dropout": False}, "GPTConfig: dropout=False must be a number."),
     ({"bias": 1}, "GPTConfig: bias=1 must be True or False."),
     ({"tie_weights": "yes"}, "GPTConfig: tie_weights='yes' must be True or False."),
-    ({"positions": "alibi"}, "positions='alibi' is not known. Choose from learned, sinusoidal, rotary, none."),
+    (
+        {"positions": "alibi"},
+        "positions='alibi' is not known. Choose from learned, sinusoidal, rotary, none.",
+    ),
     ({"norm": "batchnorm"}, "GPTConfig: norm='batchnorm' is not known. Choose from layernorm, rmsnorm."),
     ({"activation": "relu"}, "activation='relu' is not known. Choose from gelu, gelu_tanh, swiglu."),
     ({"positions": "rotary"}, "positions='rotary' turns pairs of features, so head_dim=5"),
@@ -169,9 +172,6 @@ def test_an_overridden_preset_changes_that_field_alone() -> None:
 @pytest.mark.parametrize("config", [GPTConfig(**ODD_MODEL), TrainConfig(epochs=0.5), SampleConfig(top_k=3)])
 def test_a_configuration_survives_json(config: Any) -> None:
     restored = type(config)(**json.loads(json.dumps(as_dict(config))))
-    assert as_dict(restored) == json.loads(json.dumps(as_dict(restored))) | {
-        name: value for name, value in as_dict(restored).items() if isinstance(value, tuple)
-    }
     assert restored == config
 
 
