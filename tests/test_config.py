@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -109,9 +110,8 @@ def test_bad_settings_are_refused_with_field_value_and_rule(
     kind: Any, base: dict[str, Any], bad: dict[str, Any], message: str
 ) -> None:
     kind(**base)  # what surrounds the bad value is fine
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
         kind(**base | bad)
-    assert message in str(error.value)
     assert str(error.value).startswith(f"{kind.__name__}: ")
 
 
