@@ -18,13 +18,20 @@ def _as_rows(model: GPT, prompts: Sequence[Prompt]) -> list[Tensor]:
     device = model.token_embedding.weight.device
     rows = []
     for number, prompt in enumerate(prompts):
-        row = torch.as_tensor(prompt, device=device)
+        try:
+            row = torch.as_tensor(prompt, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"generate: prompt {number} is {prompt!r:.60}; expected a list of token ids. "
+                "Encode text first: tokenizer.encode(text)."
+            ) from error
         if row.ndim != 1 or row.numel() == 0:
             raise ValueError(
                 f"generate: prompt {number} has shape {tuple(row.shape)}; expected a list of at least one "
                 "token id. To start from nothing, give the tokenizer's eos_id."
             )
-        model.check_ids(row[None, -model.config.context_length :])
+        for window in row.split(model.config.context_length):
+            model.check_ids(window[None])
         rows.append(row.long())
     if not rows:
         raise ValueError("generate: there are no prompts; give at least one.")

@@ -30,7 +30,7 @@ def attention(seed: int = 0, **changes: Any) -> CausalSelfAttention:
 
 def textbook(module: CausalSelfAttention, x: Tensor, heads: int, kv_heads: int, head_dim: int) -> Tensor:
     """One head at a time, with an explicit mask and softmax; nothing shared with labkit but weights."""
-    batch, seq, _ = x.shape
+    seq = x.shape[1]
     q, k, v = module.query(x), module.key(x), module.value(x)
     outputs = []
     for head in range(heads):
