@@ -162,7 +162,7 @@ def _learn_merges(words: list[list[int]], frequency: list[int], n_merges: int, p
             if -negative != pair_counts[pair] or not negative:
                 continue
             piece = pieces[pair[0]] + pieces[pair[1]]
-            if piece in known:  # the same bytes by another way: tiktoken knows pieces by their bytes
+            if piece in known:  # never seen, but tiktoken knows pieces by their bytes, so each must be new
                 continue
             new_id = len(pieces)
             pieces.append(piece)

@@ -133,8 +133,7 @@ def test_the_file_shows_merges_as_gpt2_writes_them(trained, tmp_path):
     assert any(line.startswith("Ġ ") for line in content["merges"])
 
 
-def test_bytes_made_in_two_ways_are_one_piece():
-    # (a, aa) would make the bytes of (aa, a) again; tiktoken knows pieces by their bytes.
+def test_every_piece_is_new_and_runs_of_one_letter_come_back():
     tokenizer = train_bpe("aaaaa aaaaaaa aaa aaaa aaaaaaaaaaaaa", 257 + 5, progress=False)
     pieces = [tokenizer.token_bytes(i) for i in range(tokenizer.eos_id)]
     assert len(set(pieces)) == len(pieces)

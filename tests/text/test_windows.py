@@ -99,6 +99,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert all(torch.equal(a, b) for a, b in zip(one.batch(17), late, strict=True))
     assert not torch.equal(one.batch(18)[0], late[0])
     assert not torch.equal(TokenStream(ids, 11, 4, seed=4).batch(17)[0], late[0])
+    assert not torch.equal(TokenStream(ids, 11, 4, seed=4).batch(16)[0], late[0])  # not their sum
 
 
 def test_crops_are_pieces_of_the_text_with_targets_one_further():
