@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def save_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer, 
     for file in fresh.iterdir():
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # without it `old` may be all that a crash has left
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -64,6 +65,7 @@ def load_checkpoint(folder: Path, optimizer: torch.optim.Optimizer | None = None
                 f"{folder}: format {metadata['format']} is not known to this version (it reads {FORMAT}). "
                 "Update labkit."
             )
+        step = int(metadata["step"])
         model = GPT(GPTConfig(**metadata["model"]))
         weights = load_file(folder / "model.safetensors")
         missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -71,12 +73,17 @@ def load_checkpoint(folder: Path, optimizer: torch.optim.Optimizer | None = None
             optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     except CheckpointError:
         raise
+    except pickle.UnpicklingError as error:  # its own text advises to run the code
+        raise CheckpointError(
+            f"{folder} is not a whole checkpoint: optimizer.pt is damaged or holds more than numbers; "
+            "nothing in it was run."
+        ) from error
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
     missing = [name for name in missing if not (model.config.tie_weights and name == "head.weight")]
     if missing or unexpected:
         raise CheckpointError(f"{folder}: weights missing {missing}, unexpected {unexpected}.")
-    return model.eval(), int(metadata["step"])
+    return model.eval(), step
 
 
 def _existing(folder: Path) -> Path:
