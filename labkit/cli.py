@@ -5,15 +5,12 @@ from __future__ import annotations
 import codecs
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from labkit.config import GPTConfig, Positions, SampleConfig, TrainConfig
-
-if TYPE_CHECKING:
-    from labkit.text import Corpus, Tokenizer
 
 TokenizerName = Literal["char", "bpe", "gpt2"]
 app = tyro.extras.SubcommandApp()
@@ -45,16 +42,6 @@ class ModelOptions:
         if vocab_size is not None:
             changes["vocab_size"] = vocab_size
         return GPTConfig.preset(preset, **changes)
-
-
-def _tokenizer(name: TokenizerName, corpus: Corpus) -> Tokenizer:
-    from labkit.text import CharTokenizer, GPT2Tokenizer, train_bpe
-
-    if name == "gpt2":
-        return GPT2Tokenizer()
-    if name == "bpe":
-        return train_bpe(corpus.text("train"), 4096)
-    return CharTokenizer.from_text("".join(document.text for document in corpus.documents))
 
 
 @app.command
@@ -113,11 +100,11 @@ def train(
     import torch
 
     from labkit.model import GPT
-    from labkit.text import load_corpus
+    from labkit.text import build_tokenizer, load_corpus
     from labkit.training import Run, Trainer, fit
 
     text = load_corpus(corpus)
-    pieces = _tokenizer(tokenizer, text)
+    pieces = build_tokenizer(tokenizer, text)
     torch.manual_seed(train.seed)
     trainer = Trainer(
         GPT(model.build(pieces.vocab_size)),

@@ -157,8 +157,8 @@ class GPTConfig:
 _GPT2 = {"vocab_size": 50257, "context_length": 1024}
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    # 99 distinct characters is what the plays have; a corpus's own tokenizer overrides it.
-    "char-mini": {"vocab_size": 99, "context_length": 64, "d_model": 128, "n_layers": 4, "n_heads": 4},
+    # 79: the characters of the plays and the end of a text; with another tokenizer, give its vocab_size.
+    "char-mini": {"vocab_size": 79, "context_length": 64, "d_model": 128, "n_layers": 4, "n_heads": 4},
     "report": {
         "vocab_size": 50257,
         "context_length": 64,

@@ -21,13 +21,12 @@ from packaging.specifiers import SpecifierSet
 from labkit.config import GPTConfig, TrainConfig
 from labkit.device import best_device, describe_device
 from labkit.model import GPT
-from labkit.text import CharTokenizer, Corpus, GPT2Tokenizer, Tokenizer, load_corpus, train_bpe
+from labkit.text import Corpus, Tokenizer, build_tokenizer, load_corpus
 
 Status = Literal["ok", "warn", "fail"]
 
 GIB = 2**30
 BYTES_PER_PARAMETER = 16  # weight, gradient and AdamW's two moments
-BPE_SAMPLE = 300_000  # characters to learn pieces from, so that the checklist stays quick
 
 
 Finding = tuple[Status, str] | tuple[Status, str, str]
@@ -50,13 +49,7 @@ class Plan:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        if self.tokenizer_name == "char":
-            return CharTokenizer.from_text("".join(document.text for document in self.corpus.documents))
-        if self.tokenizer_name == "bpe":
-            return train_bpe(self.corpus.text("train")[:BPE_SAMPLE], 4096)
-        if self.tokenizer_name == "gpt2":
-            return GPT2Tokenizer()
-        raise ValueError(f"tokenizer {self.tokenizer_name!r} is not known; choose char, bpe or gpt2.")
+        return build_tokenizer(self.tokenizer_name, self.corpus)
 
     @cached_property
     def model(self) -> GPTConfig:

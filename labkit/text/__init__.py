@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from labkit.text.assets import ASSETS, AssetError, asset_path, cache_dir, fetch, use_offline_tiktoken
     from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, train_bpe
-    from labkit.text.corpus import Corpus, CorpusError, Document, check_split, load_corpus
+    from labkit.text.cleaning import CorpusError
+    from labkit.text.corpus import Corpus, Document, check_split
+    from labkit.text.loading import build_tokenizer, load_corpus
     from labkit.text.sequences import SequenceDataset, load_token_sequences
     from labkit.text.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer
     from labkit.text.windows import TokenStream, WindowDataset
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 _HOME = {
     "assets": ("ASSETS", "AssetError", "asset_path", "cache_dir", "fetch", "use_offline_tiktoken"),
     "bpe": ("BPETokenizer", "GPT2Tokenizer", "train_bpe"),
-    "corpus": ("Corpus", "CorpusError", "Document", "check_split", "load_corpus"),
+    "cleaning": ("CorpusError",),
+    "corpus": ("Corpus", "Document", "check_split"),
+    "loading": ("build_tokenizer", "load_corpus"),
     "sequences": ("SequenceDataset", "load_token_sequences"),
     "tokenizer": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "load_tokenizer"),
     "windows": ("TokenStream", "WindowDataset"),
@@ -41,6 +45,7 @@ __all__ = [
     "Tokenizer",
     "WindowDataset",
     "asset_path",
+    "build_tokenizer",
     "cache_dir",
     "check_split",
     "fetch",
