@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +79,12 @@ class Run:
 
     def append(self, file: str, row: dict[str, Any]) -> None:
         """Add one row to `metrics` or `samples`."""
-        with (self.path / f"{file}.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        with (self.path / f"{file}.jsonl").open("ab+") as handle:
+            if handle.tell():
+                handle.seek(-1, os.SEEK_END)
+                line = line if handle.read(1) == b"\n" else "\n" + line  # after a torn line
+            handle.write(line.encode())
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """All whole rows of `metrics` or `samples`."""
