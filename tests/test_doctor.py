@@ -114,7 +114,7 @@ def test_tokenizer_that_loses_text(text: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_unknown_tokenizer(text: Path) -> None:
-    expect(found("tokenizer", text, tokenizer="words"), "fail", "choose char, bpe or gpt2", "labkit fetch")
+    expect(found("tokenizer", text, tokenizer="words"), "fail", "Choose from char, bpe, gpt2", "labkit fetch")
 
 
 def test_text_too_short_for_the_context(text: Path) -> None:

@@ -67,7 +67,7 @@ def build_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
         return train_bpe(corpus.text("train"), 4096)
     if name == "gpt2":
         return GPT2Tokenizer()
-    raise ValueError(f"tokenizer {name!r} is not known. Choose char, bpe or gpt2.")
+    raise ValueError(f"tokenizer {name!r} is not known. Choose from char, bpe, gpt2.")
 
 
 def _registry() -> tuple[dict[str, dict[str, Any]], Path]:
