@@ -7,8 +7,11 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from labkit.presets import MODEL_PRESETS
+
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
+Optimizer = Literal["adamw", "muon"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 
 
@@ -154,52 +157,6 @@ class GPTConfig:
         return cls(**MODEL_PRESETS[name] | overrides)
 
 
-_GPT2 = {"vocab_size": 50257, "context_length": 1024}
-
-MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    # 79: the characters of the plays and the end of a text; with another tokenizer, give its vocab_size.
-    "char-mini": {"vocab_size": 79, "context_length": 64, "d_model": 128, "n_layers": 4, "n_heads": 4},
-    "report": {
-        "vocab_size": 50257,
-        "context_length": 64,
-        "d_model": 128,
-        "n_layers": 2,
-        "n_heads": 4,
-        "attention_dropout": 0.1,
-        "tie_weights": False,
-    },
-    "nano": {
-        "vocab_size": 50257,
-        "context_length": 256,
-        "d_model": 256,
-        "n_layers": 6,
-        "n_heads": 4,
-        "tie_weights": False,
-    },
-    "gpt2": _GPT2 | {"d_model": 768, "n_layers": 12, "n_heads": 12},
-    "gpt2-medium": _GPT2 | {"d_model": 1024, "n_layers": 24, "n_heads": 16},
-    "gpt2-large": _GPT2 | {"d_model": 1280, "n_layers": 36, "n_heads": 20},
-    "gpt2-xl": _GPT2 | {"d_model": 1600, "n_layers": 48, "n_heads": 25},
-    "smollm2-135m": {
-        "vocab_size": 49152,
-        "context_length": 8192,
-        "d_model": 576,
-        "n_layers": 30,
-        "n_heads": 9,
-        "n_kv_heads": 3,
-        "d_ff": 1536,
-        "qkv_bias": False,
-        "bias": False,
-        "positions": "rotary",
-        "norm": "rmsnorm",
-        "activation": "swiglu",
-        "rope_base": 100000.0,
-    },
-}
-MODEL_PRESETS["small"] = MODEL_PRESETS["gpt2"]
-MODEL_PRESETS["medium"] = MODEL_PRESETS["gpt2-medium"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained. Give max_steps or epochs, not both; 1,000 steps when neither is given.
@@ -220,6 +177,10 @@ class TrainConfig:
     """Learning rate at the last step; a tenth of the peak when not given."""
     warmup_steps: int | None = None
     """Steps of linear warmup; a twentieth of all steps, at most 100, when not given."""
+    optimizer: Optimizer = "adamw"
+    """adamw, or muon: Muon on the blocks' matrices and AdamW on everything else."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon's part; it follows the same schedule."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates of the first and second moment."""
     weight_decay: float = 0.1
@@ -252,6 +213,8 @@ class TrainConfig:
             _fail(self, f"epochs={self.epochs} must be above 0.")
         if self.learning_rate <= 0:
             _fail(self, f"learning_rate={self.learning_rate} must be above 0 (AdamW: 1e-4 to 5e-3).")
+        if self.muon_learning_rate <= 0:
+            _fail(self, f"muon_learning_rate={self.muon_learning_rate} must be above 0 (usually 0.02).")
         if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:
             _fail(
                 self,

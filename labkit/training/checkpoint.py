@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from labkit.config import GPTConfig, as_dict
 from labkit.model import GPT
+from labkit.training.optimizer import AnyOptimizer
 
 FORMAT = 1
 
@@ -23,7 +24,7 @@ class CheckpointError(ValueError):
     """A folder is not a checkpoint that can be loaded here."""
 
 
-def save_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer, step: int) -> Path:
+def save_checkpoint(folder: Path, model: GPT, optimizer: AnyOptimizer, step: int) -> Path:
     """Write weights (safetensors), optimizer state and metadata (JSON), replacing what `folder` held.
 
     The new checkpoint is written beside the old one and then renamed, so that a crash leaves one whole.
@@ -51,7 +52,7 @@ def save_checkpoint(folder: Path, model: GPT, optimizer: torch.optim.Optimizer, 
     return folder
 
 
-def load_checkpoint(folder: Path, optimizer: torch.optim.Optimizer | None = None) -> tuple[GPT, int]:
+def load_checkpoint(folder: Path, optimizer: AnyOptimizer | None = None) -> tuple[GPT, int]:
     """The model (on the CPU, in evaluation mode) and the step it was saved at.
 
     An optimizer given is brought to its saved state.  Nothing in the files is executed.

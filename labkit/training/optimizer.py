@@ -6,13 +6,18 @@ import torch
 from torch import nn
 
 from labkit.config import TrainConfig
+from labkit.training.muon import Combined, Muon
+
+AnyOptimizer = torch.optim.Optimizer | Combined
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices (linear weights, embeddings) and leaves biases and norms alone.
+def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
+    """AdamW, or Muon on the blocks' matrices with AdamW on the rest; frozen parameters are left out.
 
-    Frozen parameters are left out.  Raises ValueError when nothing is left to train, or for a parameter
-    that is not contiguous: PyTorch's fused AdamW would update such a view wrongly without a word.
+    AdamW decays matrices (linear weights, embeddings) and leaves biases and norms alone.  Every group has a
+    key "peak": its learning rate when the schedule is at its height.
+    Raises ValueError when nothing is left to train, or for a parameter that is not contiguous: PyTorch's
+    fused AdamW would update such a view wrongly without a word.
     Source: Loshchilov & Hutter (2019); which tensors to decay: Radford et al. (2018), section 4.1.
     """
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -24,13 +29,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
             f"build_optimizer: {', '.join(strided)} are views with strides. Make them contiguous: "
             "parameter.data = parameter.data.contiguous()."
         )
+    muon: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        muon = [each for name, each in trained.items() if each.ndim == 2 and "blocks." in name]
+    rest = [each for each in trained.values() if all(each is not other for other in muon)]
     groups = [
-        {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = [Muon(muon, lr=config.muon_learning_rate)] if muon else []
+    if groups:
+        adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+        optimizers.append(adamw)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers[0] if len(optimizers) == 1 else Combined(*optimizers)

@@ -112,7 +112,7 @@ class Trainer:
         self.step = 0
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, by the schedule."""
+        """The (AdamW) learning rate of a step, by the schedule; Muon's rises and falls in proportion."""
         peak, low = self.config.learning_rate, self.config.min_learning_rate
         return warmup_cosine(
             step,
@@ -148,7 +148,7 @@ class Trainer:
         self.model.train()
         learning_rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * (group["peak"] / self.config.learning_rate)
         inputs, targets = self.stream.batch(self.step)
         with self._seeded_dropout():
             loss = self.model.loss(inputs.to(self.device), targets.to(self.device))

@@ -1,0 +1,50 @@
+"""Shapes of models by name, as arguments of `GPTConfig`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_GPT2 = {"vocab_size": 50257, "context_length": 1024}
+
+MODEL_PRESETS: dict[str, dict[str, Any]] = {
+    # 79: the characters of the plays and the end of a text; with another tokenizer, give its vocab_size.
+    "char-mini": {"vocab_size": 79, "context_length": 64, "d_model": 128, "n_layers": 4, "n_heads": 4},
+    "report": {
+        "vocab_size": 50257,
+        "context_length": 64,
+        "d_model": 128,
+        "n_layers": 2,
+        "n_heads": 4,
+        "attention_dropout": 0.1,
+        "tie_weights": False,
+    },
+    "nano": {
+        "vocab_size": 50257,
+        "context_length": 256,
+        "d_model": 256,
+        "n_layers": 6,
+        "n_heads": 4,
+        "tie_weights": False,
+    },
+    "gpt2": _GPT2 | {"d_model": 768, "n_layers": 12, "n_heads": 12},
+    "gpt2-medium": _GPT2 | {"d_model": 1024, "n_layers": 24, "n_heads": 16},
+    "gpt2-large": _GPT2 | {"d_model": 1280, "n_layers": 36, "n_heads": 20},
+    "gpt2-xl": _GPT2 | {"d_model": 1600, "n_layers": 48, "n_heads": 25},
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "context_length": 8192,
+        "d_model": 576,
+        "n_layers": 30,
+        "n_heads": 9,
+        "n_kv_heads": 3,
+        "d_ff": 1536,
+        "qkv_bias": False,
+        "bias": False,
+        "positions": "rotary",
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "rope_base": 100000.0,
+    },
+}
+MODEL_PRESETS["small"] = MODEL_PRESETS["gpt2"]
+MODEL_PRESETS["medium"] = MODEL_PRESETS["gpt2-medium"]
