@@ -18,13 +18,21 @@ from labkit.ui.figures import visible
 def next_token_table(
     model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, *, rows: int = 8
 ) -> pd.DataFrame:
-    """The likeliest next tokens after the prompt under these settings: columns `token`, `probability`."""
-    ids = torch.tensor([tokenizer.encode(prompt)[-model.config.context_length :]])
+    """The likeliest next tokens after the prompt under these settings: columns `token`, `probability`.
+
+    Raises ValueError for an empty prompt.
+    """
+    ids = tokenizer.encode(prompt)[-model.config.context_length :]
+    if not ids:
+        raise ValueError("next_token_table: the prompt is empty; give at least one character.")
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        logits = model(ids.to(model.token_embedding.weight.device))[0, -1].float().cpu()
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            batch = torch.tensor([ids], device=model.token_embedding.weight.device)
+            logits = model(batch)[0, -1].float().cpu()
+    finally:
+        model.train(was_training)
     best = next_token_probabilities(logits, config).topk(min(rows, len(logits)))
     tokens = [tokenizer.decode([index]) for index in best.indices.tolist()]
     return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})

@@ -49,11 +49,13 @@ def test_a_run_is_opened_by_name_or_path(tmp_path: Path) -> None:
 
 
 def test_an_unknown_run_is_an_error_that_lists_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="There is no run 'third'. Runs: none yet; `labkit train` makes one"):
+    with pytest.raises(
+        ValueError, match=r"There is no run 'third'. Runs: none yet; `labkit train` makes one"
+    ):
         Run.open("third", tmp_path)
     for name in ("first", "second"):
         Run.create(name, tmp_path).write_config({})
-    with pytest.raises(ValueError, match="There is no run 'third'. Runs: .*first.*second"):
+    with pytest.raises(ValueError, match=r"There is no run 'third'. Runs: .*first.*second"):
         Run.open("third", tmp_path)
 
 
