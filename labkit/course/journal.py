@@ -65,15 +65,6 @@ class _Section:
     end: int
 
 
-def figure_path(name: str) -> Path:
-    """Where a figure belongs, `visualizations/NN_what.png`; makes the folder.  name: a plain file name."""
-    if not name or Path(name).name != name or "\\" in name:
-        raise ValueError(f"figure_path: {name!r} must be a file name without folders, like '03_loss.png'.")
-    folder = output_dir() / "visualizations"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
-
-
 def log_experiment(lesson: str, key: str, title: str, body: str) -> Path:
     """Write what a run measured into experiments_log.md, replacing what the same run wrote before.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -30,12 +31,14 @@ def show(figure: Figure, *, alt: str, save: str | None = None) -> None:
     """Display a figure, followed by its text alternative: what someone who cannot see it needs to know.
 
     save: a file name such as "03_training_curves.png", written under visualizations/.
-    Raises ValueError for an empty alt.
+    Raises ValueError for an empty alt, or a save that has folders in it.
     """
     from IPython.display import display
 
     if not alt.strip():
         raise ValueError("show: alt is empty. Say in a sentence what the figure shows.")
+    if save is not None and (not save or Path(save).name != save or "\\" in save):
+        raise ValueError(f"show: save={save!r} must be a file name without folders, like '03_loss.png'.")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     if save is not None:
