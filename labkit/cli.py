@@ -141,9 +141,10 @@ def sample(
     from labkit.training import Run
 
     model, tokenizer = Run.open(run).load()
+    ids = tokenizer.encode(prompt)
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     print(prompt, end="")
-    for token in stream(model, tokenizer.encode(prompt), settings, seed=seed):
+    for token in stream(model, ids, settings, seed=seed):
         print(characters.decode(tokenizer.token_bytes(token)), end="", flush=True)
     print(characters.decode(b"", final=True))
     return 0

@@ -79,7 +79,7 @@ class Trainer:
 
     The batch of a step and its dropout depend on (config.seed, step) alone; evaluation and samples draw
     from generators of their own.  Raises ValueError for text too short for one window, or for samples
-    asked for without a tokenizer.
+    asked for without a tokenizer or from a prompt that it cannot read.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Trainer:
         self.config = config
         self.tokenizer = tokenizer
         self.prompt = prompt
+        self.prompt_ids = _encode_prompt(tokenizer, prompt) if config.sample_every and tokenizer else []
         self.optimizer = build_optimizer(model, config)
         context = model.config.context_length
         self.stream = TokenStream(train_ids, context, config.batch_size, seed=config.seed)
@@ -185,8 +186,19 @@ class Trainer:
     def _sample(self) -> Sample:
         assert self.tokenizer is not None
         config = SampleConfig(max_new_tokens=self.config.sample_tokens)
-        ids = generate(self.model, self.tokenizer.encode(self.prompt), config, seed=self.config.seed)
+        ids = generate(self.model, self.prompt_ids, config, seed=self.config.seed)
         return Sample(self.step, self.prompt, self.tokenizer.decode(ids.tolist()))
+
+
+def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids that samples start from, checked before training rather than at the first sample."""
+    try:
+        ids = tokenizer.encode(prompt)
+    except ValueError as error:
+        raise ValueError(f"Trainer: samples cannot start from prompt={prompt!r}. {error}") from error
+    if not ids:
+        raise ValueError("Trainer: prompt is empty; samples need at least one character to start from.")
+    return ids
 
 
 @contextmanager

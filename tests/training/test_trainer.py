@@ -328,6 +328,28 @@ def test_what_cannot_be_trained_is_refused(
         Trainer(model, train_ids, val_ids, TrainConfig(**settings))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            "É\n",
+            r"Trainer: samples cannot start from prompt='É\\n'. characters: '\\nÉ' are not in the alphabet",
+        ),
+        ("", "Trainer: prompt is empty; samples need at least one character"),
+    ],
+)
+def test_a_prompt_that_cannot_be_read_is_refused_before_training(prompt: str, message: str) -> None:
+    some = trainer()
+
+    def ask(**settings: Any) -> Trainer:
+        config = TrainConfig(max_steps=2, **settings)
+        return Trainer(some.model, IDS, IDS, config, tokenizer=TOKENIZER, prompt=prompt)
+
+    with pytest.raises(ValueError, match=message):
+        ask(sample_every=2)
+    ask()  # without samples the prompt is not needed
+
+
 def test_ids_of_another_tokenizer_are_refused_at_the_first_step() -> None:
     some = Trainer(trainer().model, IDS + TOKENIZER.vocab_size, IDS[:50], TrainConfig(max_steps=2))
     with pytest.raises(ValueError, match="Was the text encoded with another tokenizer"):
