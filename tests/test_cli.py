@@ -54,10 +54,8 @@ def test_help_explains_every_setting_of_training(labkit: Any) -> None:
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys; from labkit.cli import main
-"
-        "try: main(['train', '--help'])
-finally: print('torch' in sys.modules)"
+        "import sys; from labkit.cli import main\n"
+        "try: main(['train', '--help'])\nfinally: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
