@@ -35,7 +35,8 @@ def next_token_table(
         model.train(was_training)
     best = next_token_probabilities(logits, config).topk(min(rows, len(logits)))
     tokens = [tokenizer.decode([index]) for index in best.indices.tolist()]
-    return pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
+    table = pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
+    return table[table["probability"] > 0]
 
 
 def render_sample(prompt: str, text: str, table: pd.DataFrame) -> str:

@@ -48,11 +48,11 @@ def test_the_table_is_the_models_distribution_likeliest_first() -> None:
 def test_settings_shape_the_table() -> None:
     model = gpt()
     three = next_token_table(model, TOKENIZER, "to", SampleConfig(top_k=3))
-    assert len(three) == 8
-    assert (three["probability"] > 0).sum() == 3
+    assert len(three) == 3
+    assert (three["probability"] > 0).all()
     assert three["probability"].sum() == pytest.approx(1)
     greedy = next_token_table(model, TOKENIZER, "to", SampleConfig(temperature=0))
-    assert greedy["probability"].tolist() == [1.0] + [0.0] * 7
+    assert greedy["probability"].tolist() == [1.0]
     cold, warm = (
         next_token_table(model, TOKENIZER, "to", SampleConfig(temperature=t))["probability"][0]
         for t in (0.5, 1.5)
