@@ -127,7 +127,7 @@ def test_probabilities_sum_to_one_and_keep_the_order(logits: Tensor, config: Sam
     assert probabilities.shape == logits.shape
     assert probabilities.sum().item() == pytest.approx(1)
     assert (probabilities >= 0).all()
-    assert logits[probabilities.argmax()] == logits.max()
+    assert probabilities[logits.argmax()] == probabilities.max()
     left = probabilities > 0
     order = logits[left].argsort(descending=True)
     assert (probabilities[left][order].diff() <= 1e-15).all()
