@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from labkit import GPT, GPTConfig, TrainConfig
@@ -115,6 +116,30 @@ def test_the_loss_of_a_step_is_the_models_on_its_batch_before_the_step() -> None
     inputs, targets = some.stream.batch(0)
     expected = some.model.loss(inputs, targets).item()
     assert losses(some)[0] == expected
+
+
+def test_training_equals_a_plain_loop() -> None:
+    settings = {"learning_rate": 5e-3, "grad_clip": 0.5, "warmup_steps": 2, "weight_decay": 0.2}
+    no_dropout = {"dropout": 0.0, "attention_dropout": 0.0}
+    some, plain = trainer(model=no_dropout, **settings), trainer(model=no_dropout, **settings).model
+    matrices = [p for p in plain.parameters() if p.ndim == 2]
+    vectors = [p for p in plain.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=False)
+    expected = []
+    for step in range(9):
+        inputs, targets = some.stream.batch(step)
+        loss = F.cross_entropy(plain(inputs).transpose(1, 2), targets)
+        expected.append(loss.item())
+        plain.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
+        for parameter in plain.parameters():
+            parameter.grad *= min(1.0, 0.5 / norm.item())
+        for group in optimizer.param_groups:
+            group["lr"] = some.learning_rate(step)
+        optimizer.step()
+    assert losses(some) == pytest.approx(expected, rel=1e-4)
 
 
 def test_gradients_are_clipped_from_the_first_step_on() -> None:
