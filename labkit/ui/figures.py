@@ -65,6 +65,8 @@ def training_curves(steps: pd.DataFrame, evaluations: pd.DataFrame) -> Figure:
     perplexity.plot(evaluations["step"], evaluations["perplexity"], "o--", color=COLOURS[1])
     perplexity.set(title="Among how many tokens does it waver?", xlabel="step", ylabel="held-out perplexity")
     perplexity.set_yscale("log")
+    perplexity.yaxis.set_major_formatter("{x:g}")
+    perplexity.yaxis.set_minor_formatter("{x:g}")
     rate.plot(steps["step"], steps["learning_rate"], color=COLOURS[2])
     rate.set(title="How large are the steps?", xlabel="step", ylabel="learning rate")
     for axes in figure.axes:
@@ -83,7 +85,8 @@ def heatmap(
     axes.set_xticks(range(len(columns)), [visible(name) for name in columns], rotation=90)
     axes.set_yticks(range(len(rows)), [visible(name) for name in rows])
     if numbers:
-        middle = float(values[values.isfinite()].mean())
+        shown = values[values.isfinite()]
+        middle = float(shown.min() + shown.max()) / 2
         for row, line in enumerate(values.tolist()):
             for column, value in enumerate(line):
                 colour = "black" if value > middle else "white"

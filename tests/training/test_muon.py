@@ -28,7 +28,7 @@ def train(model: GPT, optimizer: Combined | torch.optim.Optimizer, steps: int) -
         optimizer.step()
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 11), (3, 11, 7), (8, 6)])
+@pytest.mark.parametrize("shape", [(5, 7, 11), (3, 11, 7), (1, 8, 6)])
 def test_five_iterations_bring_singular_values_near_one_and_keep_the_vectors(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     matrices = 100 * torch.randn(shape, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_five_iterations_bring_singular_values_near_one_and_keep_the_vectors(sha
 def test_a_batch_gives_what_each_matrix_gives_alone() -> None:
     torch.manual_seed(2)
     matrices = torch.randn(4, 9, 5)
-    alone = torch.stack([orthogonalize(each) for each in matrices])
+    alone = torch.cat([orthogonalize(each[None]) for each in matrices])
     torch.testing.assert_close(orthogonalize(matrices), alone)
 
 
