@@ -216,7 +216,9 @@ def _size(count: float) -> str:
 def _optimizer(plan: Plan) -> Finding:
     train = plan.train
     name = "AdamW" if train.optimizer == "adamw" else f"Muon {train.muon_learning_rate:g} and AdamW"
-    found = f"{name}, learning_rate {train.learning_rate:g}, betas {train.betas}, decay {train.weight_decay:g}"
+    found = (
+        f"{name}, learning_rate {train.learning_rate:g}, betas {train.betas}, decay {train.weight_decay:g}"
+    )
     mend = "Usual are 1e-4 (large models) to 5e-3 (small ones)."
     if train.learning_rate >= 0.05:
         return "fail", f"{found}; steps this large diverge", mend

@@ -8,7 +8,14 @@ _GPT2 = {"vocab_size": 50257, "context_length": 1024}
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
     # 79: the characters of the plays and the end of a text; with another tokenizer, give its vocab_size.
-    "char-mini": {"vocab_size": 79, "context_length": 64, "d_model": 128, "n_layers": 4, "n_heads": 4},
+    "char-mini": {
+        "vocab_size": 79,
+        "context_length": 64,
+        "d_model": 128,
+        "n_layers": 4,
+        "n_heads": 4,
+        "activation": "gelu",  # four times faster on a CPU than GPT-2's approximation of it
+    },
     "report": {
         "vocab_size": 50257,
         "context_length": 64,

@@ -15,8 +15,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     """Move the singular values of each matrix towards 1, keeping its singular vectors.
 
-    matrices: (batch, rows, columns), of any scale; returns the same shape.  steps: iterations; 5 bring all but
-    the smallest singular values into about [0.7, 1.2], 3 train as well at these sizes and cost less.
+    matrices: (batch, rows, columns), of any scale; returns the same shape.  steps: iterations; 5 bring all
+    but the smallest singular values into about [0.7, 1.2], 3 train as well at these sizes and cost less.
     Computed in float32: bfloat16, which GPUs use here, is slow on most CPUs.
     Source: Jordan et al. (2024), "Muon"; iteration: Higham (2008), section 8.3.
     """

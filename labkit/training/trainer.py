@@ -204,5 +204,7 @@ def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed idle GPUs
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         yield
