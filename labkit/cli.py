@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import tyro
@@ -130,7 +130,7 @@ def sample(
     prompt: str = "\n",
     seed: int = 0,
 ) -> int:
-    """Write text with a trained model.
+    """Write text with a trained model, until it ends its text or reaches --max-new-tokens.
 
     Args:
         run: Name or folder of a run; `labkit runs` lists them.
@@ -142,10 +142,13 @@ def sample(
 
     model, tokenizer = Run.open(run).load()
     ids = tokenizer.encode(prompt)
+    if settings.eos_id is None:
+        settings = replace(settings, eos_id=tokenizer.eos_id)
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     print(prompt, end="")
     for token in stream(model, ids, settings, seed=seed):
-        print(characters.decode(tokenizer.token_bytes(token)), end="", flush=True)
+        if token != settings.eos_id:
+            print(characters.decode(tokenizer.token_bytes(token)), end="", flush=True)
     print(characters.decode(b"", final=True))
     return 0
 

@@ -142,6 +142,20 @@ def test_ctrl_c_saves_says_so_and_exits_with_130(
     assert load_checkpoint(out / "runs" / "cut" / "checkpoints" / "last")[1] == 3
 
 
+def test_a_sample_stops_where_the_model_ends_its_text(labkit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is made to draw "t", then the end of a text, then "t" again."""
+    from labkit.text import load_tokenizer
+
+    assert labkit("train", *SMALL, "--max-steps", "2", "--name", "first")[0] == 0
+    tokenizer = load_tokenizer(Path(os.environ["LABKIT_OUT"]) / "runs" / "first" / "tokenizer.json")
+    [letter] = tokenizer.encode("t")
+    drawn = iter([letter, tokenizer.eos_id, letter])
+    module = sys.modules["labkit.generation.generate"]
+    monkeypatch.setattr(module, "_draw", lambda probabilities, generators: [next(drawn)])
+    code, shown, _ = labkit("sample", "first", "--prompt", "the ", "--max-new-tokens", "3")
+    assert (code, shown) == (0, "the t\n")
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
