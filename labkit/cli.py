@@ -73,9 +73,9 @@ def doctor(
         tokenizer: What turns text into tokens.
         stride: Tokens between windows; the context length when not given.
     """
-    from labkit.doctor import doctor as run_doctor
+    from labkit.doctor import report, run_checks
 
-    return run_doctor(model.build(), train, corpus=corpus, tokenizer=tokenizer, stride=stride)
+    return report(run_checks(model.build(), train, corpus, tokenizer, stride))
 
 
 @app.command

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from labkit import doctor_checks
 from labkit.config import GPTConfig, TrainConfig
-from labkit.doctor import Check, doctor, format_table, run_checks
+from labkit.doctor import Check, format_table, report, run_checks
 from labkit.model import GPT
 from labkit.text import CharTokenizer
 
@@ -51,7 +51,7 @@ def expect(check: Check, status: str, detail: str, mend: str) -> None:
 
 
 def test_all_is_well(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor(MODEL, TRAIN, corpus=str(text), out=text.parent) == 0
+    assert report(run_checks(MODEL, TRAIN, corpus=str(text), out=text.parent)) == 0
     printed = capsys.readouterr().out
     assert "0 would fail, 0 to look at" in printed
     assert all(name in printed for name in doctor_checks.CHECKS)
@@ -59,7 +59,7 @@ def test_all_is_well(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_failure_makes_exit_code_1(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = dataclasses.replace(TRAIN, learning_rate=0.5)
-    assert doctor(MODEL, bad, corpus=str(text), out=text.parent) == 1
+    assert report(run_checks(MODEL, bad, corpus=str(text), out=text.parent)) == 1
     assert "-> Usual are 1e-4" in capsys.readouterr().out
 
 

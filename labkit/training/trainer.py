@@ -96,7 +96,7 @@ class Trainer:
         if config.sample_every and tokenizer is None:
             raise ValueError("Trainer: sample_every is set, so give tokenizer= to turn ids into text.")
         self.device = best_device(device)
-        self.threads = set_threads(config.threads)
+        set_threads(config.threads)
         self.model = model.to(self.device)
         self.config = config
         self.tokenizer = tokenizer
