@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_named(labkit: Any, out: Path) -> None:
 def test_the_command_itself_exits_with_the_code(out: Path) -> None:
     for args, code in ((["runs"], 0), (["runs", "nosuch"], 2)):
         done = subprocess.run(
-            [sys.executable, "-m", "labkit.cli", *args],
+            [sys.executable, "-m", "labkit", *args],
             capture_output=True,
             text=True,
             timeout=120,

@@ -24,7 +24,7 @@ FLOORS = {
     "training": 4,
     "ui": 5,
     "course": 6,
-    "cli": 7, "doctor": 7, "doctor_checks": 7, "report": 7, "serve": 7,
+    "__main__": 7, "cli": 7, "doctor": 7, "doctor_checks": 7, "report": 7, "serve": 7,
 }  # fmt: skip
 
 

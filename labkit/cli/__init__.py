@@ -1,0 +1,34 @@
+"""The command `labkit`. Each subcommand imports what it needs, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import tyro
+
+from labkit.cli.runs import runs
+from labkit.cli.sample import sample
+from labkit.cli.setup import doctor, fetch
+from labkit.cli.train import train
+
+app = tyro.extras.SubcommandApp()
+for command in (fetch, doctor, train, sample, runs):
+    app.command(command)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point; exits with 0, 1 (a check failed), 2 (bad input) or 130 (interrupted)."""
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):
+            output.reconfigure(errors="replace")
+    try:
+        sys.exit(app.cli(prog="labkit", description="Build, train and run your own GPT.", args=args))
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _report(error: Exception) -> int:
+    print(f"labkit: {error}", file=sys.stderr)
+    return 2

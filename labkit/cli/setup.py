@@ -1,0 +1,40 @@
+"""Before training: `labkit fetch` and `labkit doctor`."""
+
+from __future__ import annotations
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from labkit.cli.options import ModelOptions, TokenizerName
+from labkit.config import TrainConfig
+
+
+def fetch(names: Positional[tuple[str, ...]] = ()) -> int:
+    """Fetch the course's texts and tokenizer files into the cache and verify them.
+
+    Args:
+        names: Which assets; all of them when none is named.
+    """
+    from labkit.text import fetch as fetch_assets
+
+    for name, path in fetch_assets(names or None).items():
+        print(f"{name}: {path}")
+    return 0
+
+
+def doctor(
+    model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig(),
+    corpus: str = "shakespeare",
+    tokenizer: TokenizerName = "char",
+    stride: int | None = None,
+) -> int:
+    """Check that training would work: versions, memory, disk, text, model, causal mask.
+
+    Args:
+        corpus: Name in corpus/corpora.toml, or a path to your own text.
+        tokenizer: What turns text into tokens.
+        stride: Tokens between windows; the context length when not given.
+    """
+    from labkit.doctor import report, run_checks
+
+    return report(run_checks(model.build(), train, corpus, tokenizer, stride))
