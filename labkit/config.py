@@ -4,59 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from labkit.presets import MODEL_PRESETS
+from labkit.validation import at_least, check_types, fail, fraction
 
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
 Optimizer = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "wsd", "constant"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+TokenizerName = Literal["char", "bpe", "gpt2"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
-
-
-def _fail(config: object, message: str) -> None:
-    raise ValueError(f"{type(config).__name__}: {message}")
-
-
-def _check_types(config: Any) -> None:
-    """Reject a field whose value is not of its declared kind (a float where an int is needed, say)."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                _fail(config, f"{name}={value!r} is not known. Choose from {', '.join(get_args(hint))}.")
-        elif get_origin(hint) is UnionType:
-            if value is not None:
-                _check_number(config, name, value, get_args(hint)[0])
-        else:
-            _check_number(config, name, value, hint)
-
-
-def _check_number(config: Any, name: str, value: Any, kind: type) -> None:
-    if kind is bool and not isinstance(value, bool):
-        _fail(config, f"{name}={value!r} must be True or False.")
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        _fail(config, f"{name}={value!r} must be a whole number.")
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            _fail(config, f"{name}={value!r} must be a number.")
-        if not math.isfinite(value):
-            _fail(config, f"{name}={value} must be finite.")
-
-
-def _at_least(config: Any, low: float, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < low:
-            _fail(config, f"{name}={value} must be at least {low}.")
-
-
-def _fraction(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            _fail(config, f"{name}={value} must be in [0, 1).")
 
 
 def _unknown_preset(kind: str, name: str, known: dict[str, Any]) -> ValueError:
@@ -108,28 +67,28 @@ class GPTConfig:
     """Base of the rotary wavelengths."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _at_least(
+        check_types(self)
+        at_least(
             self, 1, "vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"
         )
-        _fraction(self, "dropout", "attention_dropout")
+        fraction(self, "dropout", "attention_dropout")
         if self.d_model % self.n_heads:
             divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
-            _fail(
+            fail(
                 self,
                 f"n_heads={self.n_heads} does not divide d_model={self.d_model}. "
                 f"Choose n_heads from {', '.join(map(str, divisors))}.",
             )
         if self.n_heads % self.kv_heads:
-            _fail(self, f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}.")
+            fail(self, f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}.")
         if self.positions == "rotary" and self.head_dim % 2:
-            _fail(
+            fail(
                 self,
                 f"positions='rotary' turns pairs of features, so head_dim={self.head_dim} "
                 "(d_model / n_heads) must be even.",
             )
         if self.norm_eps <= 0 or self.rope_base <= 1:
-            _fail(self, f"norm_eps={self.norm_eps} must be above 0 and rope_base={self.rope_base} above 1.")
+            fail(self, f"norm_eps={self.norm_eps} must be above 0 and rope_base={self.rope_base} above 1.")
 
     @property
     def head_dim(self) -> int:
@@ -170,13 +129,21 @@ class TrainConfig:
     epochs: float | None = None
     """Passes over the training tokens (as many random crops as hold that many tokens)."""
     batch_size: int = 12
-    """Sequences per step, each of the model's context length."""
+    """Sequences per step over all devices, each of the model's context length."""
+    batch_tokens: int | None = None
+    """Tokens per step over all devices, in place of batch_size."""
+    micro_batch_size: int | None = None
+    """Sequences that one device holds at once; a step sums the gradients of as many passes as it needs."""
     learning_rate: float = 1e-3
     """Peak learning rate, reached at the end of the warmup."""
     min_learning_rate: float | None = None
     """Learning rate at the last step; a tenth of the peak when not given."""
     warmup_steps: int | None = None
     """Steps of linear warmup; a twentieth of all steps, at most 100, when not given."""
+    schedule: Schedule = "cosine"
+    """After the warmup: cosine; wsd, stable and then a linear decay; or constant."""
+    decay_fraction: float = 0.2
+    """The part of all steps in which wsd decays."""
     optimizer: Optimizer = "adamw"
     """adamw, or muon: Muon on the blocks' matrices and AdamW on everything else."""
     muon_learning_rate: float = 0.02
@@ -187,6 +154,8 @@ class TrainConfig:
     """AdamW's decay, applied to matrices only."""
     grad_clip: float = 1.0
     """Largest norm of all gradients together; 0 clips nothing."""
+    freeze: tuple[str, ...] = ()
+    """Parameters whose names begin so are not trained, for example token_embedding."""
     eval_every: int = 100
     """Steps between evaluations on held-out text; 0 evaluates at the end only."""
     eval_windows: int = 128
@@ -197,26 +166,35 @@ class TrainConfig:
     """Length of each sample, in tokens."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0 writes one at the end only."""
+    keep_last: int = 2
+    """Newest checkpoints to keep; the best one, by held-out loss, is kept beside them."""
+    precision: Precision = "auto"
+    """What matrices are multiplied in. auto: what the device does fast; weights stay in float32."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile the forward and backward pass: a minute at the start, faster steps on a GPU."""
     threads: int | None = None
     """CPU threads; PyTorch's choice when not given."""
     seed: int = 0
     """Seeds the data order, dropout and samples."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.max_steps is not None and self.epochs is not None:
-            _fail(self, f"give max_steps={self.max_steps} or epochs={self.epochs}, not both.")
-        _at_least(self, 1, "max_steps", "batch_size", "eval_windows", "sample_tokens", "threads")
-        _at_least(self, 0, "min_learning_rate", "warmup_steps", "weight_decay", "grad_clip", "seed")
-        _at_least(self, 0, "eval_every", "sample_every", "checkpoint_every")
+            fail(self, f"give max_steps={self.max_steps} or epochs={self.epochs}, not both.")
+        at_least(self, 1, "max_steps", "batch_size", "batch_tokens", "micro_batch_size")
+        at_least(self, 1, "eval_windows", "sample_tokens", "keep_last", "threads")
+        at_least(self, 0, "min_learning_rate", "warmup_steps", "weight_decay", "grad_clip", "seed")
+        at_least(self, 0, "eval_every", "sample_every", "checkpoint_every")
         if self.epochs is not None and self.epochs <= 0:
-            _fail(self, f"epochs={self.epochs} must be above 0.")
+            fail(self, f"epochs={self.epochs} must be above 0.")
         if self.learning_rate <= 0:
-            _fail(self, f"learning_rate={self.learning_rate} must be above 0 (AdamW: 1e-4 to 5e-3).")
+            fail(self, f"learning_rate={self.learning_rate} must be above 0 (AdamW: 1e-4 to 5e-3).")
         if self.muon_learning_rate <= 0:
-            _fail(self, f"muon_learning_rate={self.muon_learning_rate} must be above 0 (usually 0.02).")
+            fail(self, f"muon_learning_rate={self.muon_learning_rate} must be above 0 (usually 0.02).")
         if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:
-            _fail(
+            fail(
                 self,
                 f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}.",
             )
@@ -227,15 +205,50 @@ class TrainConfig:
             and len(self.betas) == 2
             and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas)
         ):
-            _fail(self, f"betas={self.betas} must be two numbers in [0, 1).")
+            fail(self, f"betas={self.betas} must be two numbers in [0, 1).")
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
-            _fail(self, f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}.")
+            fail(self, f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}.")
+        if not 0 < self.decay_fraction <= 1:
+            fail(self, f"decay_fraction={self.decay_fraction} must be in (0, 1].")
+
+    def sequences_per_step(self, context_length: int) -> int:
+        """Sequences in one step over all devices.  Raises ValueError for batch_tokens that do not fit."""
+        if self.batch_tokens is None:
+            return self.batch_size
+        if self.batch_tokens % context_length:
+            fail(self, f"batch_tokens={self.batch_tokens} is no multiple of context_length={context_length}.")
+        return self.batch_tokens // context_length
 
     def total_steps(self, train_tokens: int, context_length: int) -> int:
         """How many steps this training takes on a text of so many tokens."""
         if self.epochs is not None:
-            return math.ceil(self.epochs * train_tokens / (self.batch_size * context_length))
+            tokens = self.sequences_per_step(context_length) * context_length
+            return math.ceil(self.epochs * train_tokens / tokens)
         return 1000 if self.max_steps is None else self.max_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a model is trained on.  Raises ValueError, naming field, value and what is allowed."""
+
+    corpus: str = "shakespeare"
+    """Name in corpus/corpora.toml, a path to your own text, or a folder made by `labkit encode`."""
+    tokenizer: TokenizerName = "char"
+    """What turns text into tokens; bpe is trained on the corpus (4,096 pieces)."""
+    groups: tuple[str, ...] = ()
+    """Only texts of these groups, in every split (comedies, histories, …); all when not given."""
+    max_tokens: int | None = None
+    """Train on the first so many tokens only."""
+    stride: int | None = None
+    """Tokens between windows, each seen once per epoch in shuffled order; random crops when not given."""
+    sequences: str | None = None
+    """A .pt file of tokenised sequences to train on, in place of a corpus; its last tenth is held out."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        at_least(self, 1, "max_tokens", "stride")
+        if self.sequences is not None and (self.groups or self.stride or self.max_tokens):
+            fail(self, "sequences brings its own windows; groups, stride and max_tokens go with a corpus.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +270,13 @@ class SampleConfig:
     """A row ends after this token."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _at_least(self, 1, "max_new_tokens", "top_k")
-        _at_least(self, 0, "temperature", "eos_id")
+        check_types(self)
+        at_least(self, 1, "max_new_tokens", "top_k")
+        at_least(self, 0, "temperature", "eos_id")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            _fail(self, f"top_p={self.top_p} must be in (0, 1].")
+            fail(self, f"top_p={self.top_p} must be in (0, 1].")
 
 
-def as_dict(config: GPTConfig | TrainConfig | SampleConfig) -> dict[str, Any]:
+def as_dict(config: GPTConfig | TrainConfig | DataConfig | SampleConfig) -> dict[str, Any]:
     """The fields of a configuration, ready for JSON."""
     return {field.name: getattr(config, field.name) for field in fields(config)}

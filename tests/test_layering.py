@@ -17,7 +17,7 @@ QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE}
 QUIET |= {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 FLOORS = {
-    "presets": 0, "config": 0, "device": 0, "paths": 0,
+    "presets": 0, "validation": 0, "config": 0, "device": 0, "paths": 0,
     "text": 1,
     "model": 2,
     "generation": 3, "weights": 3, "analysis": 3,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from labkit.config import GPTConfig, Positions
-
-TokenizerName = Literal["char", "bpe", "gpt2"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from labkit.cli.options import ModelOptions, TokenizerName
-from labkit.config import TrainConfig
+from labkit.cli.options import ModelOptions
+from labkit.config import TokenizerName, TrainConfig
 
 
 def fetch(names: Positional[tuple[str, ...]] = ()) -> int:
