@@ -22,20 +22,28 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise CorpusError(f"{path}: byte offset 0 starts UTF-16 text. Save the file as UTF-8.")
-    if (offset := raw.find(b"\0")) >= 0:
-        raise CorpusError(f"{path}: byte offset {offset} is NUL, so this is not a text file.")
-    start = len(LEADING_BOM) if raw.startswith(LEADING_BOM) else 0
-    try:
-        text = raw[start:].decode("utf-8")
-    except UnicodeDecodeError as error:
-        offset = start + error.start
-        raise CorpusError(
-            f"{path}: byte offset {offset} (0x{raw[offset]:02x}) is not UTF-8. Save the file as UTF-8."
-        ) from error
+    text = decode_text(raw, path)
     if not text.strip():
         raise CorpusError(f"{path}: the file is empty.")
+    return text
+
+
+def decode_text(raw: bytes, path: Path, start: int = 0) -> str:
+    """The text of a file's bytes from offset `start` on, a byte-order mark dropped, line ends as "\\n".
+
+    Raises CorpusError, with the byte offset in the file, for undecodable bytes and binary files.
+    """
+    if start == 0 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise CorpusError(f"{path}: byte offset 0 starts UTF-16 text. Save the file as UTF-8.")
+    if (offset := raw.find(b"\0")) >= 0:
+        raise CorpusError(f"{path}: byte offset {start + offset} is NUL, so this is not a text file.")
+    mark = len(LEADING_BOM) if start == 0 and raw.startswith(LEADING_BOM) else 0
+    try:
+        text = raw[mark:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = mark + error.start
+        where = f"byte offset {start + offset} (0x{raw[offset]:02x})"
+        raise CorpusError(f"{path}: {where} is not UTF-8. Save the file as UTF-8.") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

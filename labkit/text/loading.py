@@ -119,22 +119,36 @@ def _registered_file(name: str, entry: dict[str, Any], root: Path) -> list[Docum
     return [Document(story.split("\n", 1)[0], story) for story in stories]
 
 
-def _read_documents(path: Path) -> list[Document]:
-    """A file, or every .txt and .md file below a folder in order of their names."""
+def text_files(path: Path) -> list[Path]:
+    """A .txt or .md file alone, or every one below a folder in order of their names, hidden ones left out.
+
+    Raises CorpusError for another file, and for a folder without any.
+    """
     if path.is_file():
         if path.suffix.lower() not in TEXT_SUFFIXES:
             raise CorpusError(f"{path}: only {' and '.join(TEXT_SUFFIXES)} files are read as text.")
+        return [path]
+    files = []
+    for file in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES and not hidden:
+            files.append(file)
+    if not files:
+        raise CorpusError(f"{path}: the folder has no {' or '.join(TEXT_SUFFIXES)} file.")
+    return files
+
+
+def _read_documents(path: Path) -> list[Document]:
+    """A file, or every .txt and .md file below a folder in order of their names."""
+    files = text_files(path)
+    if path.is_file():
         return [Document(path.stem, read_text(path).strip("\n"))]
     documents = []
-    for file in sorted(path.rglob("*")):
+    for file in files:
         relative = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES and not hidden:
-            title = relative.with_suffix("").as_posix()
-            group = relative.parent.as_posix()
-            documents.append(Document(title, read_text(file).strip("\n"), "" if group == "." else group))
-    if not documents:
-        raise CorpusError(f"{path}: the folder has no {' or '.join(TEXT_SUFFIXES)} file.")
+        group = relative.parent.as_posix()
+        title = relative.with_suffix("").as_posix()
+        documents.append(Document(title, read_text(file).strip("\n"), "" if group == "." else group))
     return documents
 
 
