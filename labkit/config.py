@@ -236,7 +236,9 @@ class DataConfig:
     tokenizer: TokenizerName = "char"
     """What turns text into tokens; bpe is trained on the corpus (4,096 pieces)."""
     groups: tuple[str, ...] = ()
-    """Only texts of these groups, in every split (comedies, histories, …); all when not given."""
+    """Train only on texts of these groups (comedies, histories, …); on all when not given."""
+    val_groups: tuple[str, ...] = ()
+    """Hold out only texts of these groups; all held-out texts when not given."""
     max_tokens: int | None = None
     """Train on the first so many tokens only."""
     stride: int | None = None
@@ -247,7 +249,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "max_tokens", "stride")
-        if self.sequences is not None and (self.groups or self.stride or self.max_tokens):
+        if self.sequences and (self.groups or self.val_groups or self.stride or self.max_tokens):
             fail(self, "sequences brings its own windows; groups, stride and max_tokens go with a corpus.")
 
 
@@ -278,5 +280,6 @@ class SampleConfig:
 
 
 def as_dict(config: GPTConfig | TrainConfig | DataConfig | SampleConfig) -> dict[str, Any]:
-    """The fields of a configuration, ready for JSON."""
-    return {field.name: getattr(config, field.name) for field in fields(config)}
+    """The fields of a configuration as JSON gives them back: tuples are lists."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -6,14 +6,16 @@ import sys
 
 import tyro
 
+from labkit.cli.encode import encode
 from labkit.cli.runs import runs
 from labkit.cli.sample import sample
 from labkit.cli.setup import doctor, fetch
-from labkit.cli.train import train
+from labkit.cli.train import resume, train
 
 app = tyro.extras.SubcommandApp()
-for command in (fetch, doctor, train, sample, runs):
+for command in (fetch, doctor, encode, train, resume, sample):
     app.command(command)
+app.command(runs, name="runs", help="List runs, show one, compare several, list checkpoints.")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,52 +1,82 @@
-"""`labkit train`."""
+"""`labkit train` and `labkit resume`."""
 
 from __future__ import annotations
 
-from tyro.conf import OmitArgPrefixes
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tyro.conf import OmitArgPrefixes, Positional
 
 from labkit.cli.options import ModelOptions
-from labkit.config import TokenizerName, TrainConfig
+from labkit.config import DataConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from labkit.training import Run, Trainer
 
 
 def train(
     model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
     train: OmitArgPrefixes[TrainConfig] = TrainConfig(sample_every=250, checkpoint_every=250),
-    corpus: str = "shakespeare",
-    tokenizer: TokenizerName = "char",
+    data: OmitArgPrefixes[DataConfig] = DataConfig(),
     name: str | None = None,
     prompt: str = "\n",
     device: str | None = None,
+    init_from: str | None = None,
 ) -> int:
     """Train a model and record the run in runs/NAME.
 
     Args:
-        corpus: Name in corpus/corpora.toml, or a path to your own text.
-        tokenizer: What turns text into tokens; bpe is trained on the corpus (4,096 pieces).
         name: Name of the run; the preset and the corpus when not given.
         prompt: Where samples start.
         device: cpu, cuda or mps; the best there is when not given.
+        init_from: Run whose weights to begin with.
     """
-    import torch
+    from labkit.training import Run, build_trainer
 
-    from labkit.model import GPT
-    from labkit.text import build_tokenizer, load_corpus
-    from labkit.training import Run, Trainer, fit
-
-    text = load_corpus(corpus)
-    pieces = build_tokenizer(tokenizer, text)
-    torch.manual_seed(train.seed)
-    trainer = Trainer(
-        GPT(model.build(pieces.vocab_size)),
-        text.encode(pieces, "train"),
-        text.encode(pieces, "val"),
-        train,
-        tokenizer=pieces,
-        prompt=prompt,
-        device=device,
+    shape = {key: value for key, value in asdict(model).items() if value is not None and key != "preset"}
+    trainer = build_trainer(
+        model.preset, shape, train, data, prompt=prompt, device=device, init_from=init_from
     )
-    run = Run.create(name or f"{model.preset}-{text.name}")
+    run = Run.create(name or f"{model.preset}-{_plain(data.sequences or data.corpus)}")
     print(f"run {run.id}: {trainer.model.num_parameters():,} parameters, {trainer.total_steps:,} steps")
-    finished = fit(trainer, run=run)
-    state = "finished" if finished else f"stopped at step {trainer.step}; the checkpoint is saved"
-    print(f"run {run.id} {state}. Write with it: labkit sample {run.id}")
-    return 0 if finished else 130
+    return _fit(trainer, run)
+
+
+def resume(run: Positional[str], device: str | None = None) -> int:
+    """Go on with a run that was stopped, from its newest whole checkpoint, as if it had never stopped.
+
+    Args:
+        run: Name or folder of the run; `labkit runs` lists them.
+        device: cpu, cuda or mps; the best there is when not given.
+    """
+    from labkit.training import Run, rebuild_trainer, restore
+
+    stopped = Run.open(run)
+    trainer = rebuild_trainer(stopped, device)
+    step = restore(trainer, stopped)
+    print(f"run {stopped.id}: going on from step {step:,} of {trainer.total_steps:,}")
+    return _fit(trainer, stopped)
+
+
+def _fit(trainer: Trainer, run: Run) -> int:
+    from labkit.training import CheckpointError, TrainingDivergedError, fit
+
+    try:
+        finished = fit(trainer, run=run)
+    except (CheckpointError, OSError, TrainingDivergedError) as error:
+        raise RuntimeError(f"{error}\nTo go on with run {run.id}: labkit resume {run.id}") from error
+    if finished:
+        print(f"run {run.id} finished. Write with it: labkit sample {run.id}")
+        return 0
+    print(
+        f"run {run.id} stopped at step {trainer.step}; the checkpoint is saved. "
+        f"Go on: labkit resume {run.id}. Write with it: labkit sample {run.id}"
+    )
+    return 130
+
+
+def _plain(source: str) -> str:
+    """The last part of a corpus's name or path."""
+    from pathlib import Path
+
+    return Path(source).resolve().stem

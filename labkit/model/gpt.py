@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from labkit.config import GPTConfig
 from labkit.model.block import Block, build_norm
@@ -43,6 +44,8 @@ class GPT(nn.Module):
         elif config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
+        self.activation_checkpointing = False
+        """While training, keep only each block's input and compute the rest again (Chen et al., 2016)."""
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = build_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -75,7 +78,7 @@ class GPT(nn.Module):
                 "Keep the last ones: ids[:, -model.config.context_length:]."
             )
         # On a GPU this would wait for the device at every step; there the embedding itself asserts.
-        if ids.device.type == "cpu" and ids.numel():
+        if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(limit) for limit in ids.aminmax())
             if low < 0 or high >= self.config.vocab_size:
                 raise ValueError(
@@ -96,7 +99,10 @@ class GPT(nn.Module):
         self.check_ids(ids)
         x = self.embed(ids)
         for block in self.blocks:
-            x = block(x)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         return self.head(self.norm(x))  # (batch, seq, vocab_size)
 
     def loss(self, ids: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
@@ -109,9 +115,12 @@ class GPT(nn.Module):
             raise ValueError(
                 f"GPT.loss: ids {tuple(ids.shape)} and targets {tuple(targets.shape)} differ in shape."
             )
-        if targets.device.type == "cpu" and bool((targets == ignore_index).all()):
+        checked = targets.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and bool((targets == ignore_index).all()):
             raise ValueError(f"GPT.loss: every target is ignore_index={ignore_index}; nothing to learn from.")
         logits = self(ids)
+        if logits.dtype.itemsize < 4:  # autocast gives half precision; exp and log need more
+            logits = logits.float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
 
     def num_parameters(self) -> int:

@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, train_bpe
     from labkit.text.cleaning import CorpusError
     from labkit.text.corpus import Corpus, Document, check_split
+    from labkit.text.encoding import encode_folder
     from labkit.text.loading import build_tokenizer, load_corpus
     from labkit.text.sequences import SequenceDataset, load_token_sequences
+    from labkit.text.shards import Shards, open_shards
     from labkit.text.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer
-    from labkit.text.windows import TokenStream, WindowDataset
+    from labkit.text.windows import Batches, ShuffledWindows, TokenStream, WindowDataset
 
 _HOME = {
     "assets": ("ASSETS", "AssetError", "asset_path", "cache_dir", "fetch", "use_offline_tiktoken"),
     "bpe": ("BPETokenizer", "GPT2Tokenizer", "train_bpe"),
     "cleaning": ("CorpusError",),
     "corpus": ("Corpus", "Document", "check_split"),
+    "encoding": ("encode_folder",),
     "loading": ("build_tokenizer", "load_corpus"),
     "sequences": ("SequenceDataset", "load_token_sequences"),
+    "shards": ("Shards", "open_shards"),
     "tokenizer": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "load_tokenizer"),
-    "windows": ("TokenStream", "WindowDataset"),
+    "windows": ("Batches", "ShuffledWindows", "TokenStream", "WindowDataset"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -35,12 +39,15 @@ __all__ = [
     "END_OF_TEXT",
     "AssetError",
     "BPETokenizer",
+    "Batches",
     "CharTokenizer",
     "Corpus",
     "CorpusError",
     "Document",
     "GPT2Tokenizer",
     "SequenceDataset",
+    "Shards",
+    "ShuffledWindows",
     "TokenStream",
     "Tokenizer",
     "WindowDataset",
@@ -48,10 +55,12 @@ __all__ = [
     "build_tokenizer",
     "cache_dir",
     "check_split",
+    "encode_folder",
     "fetch",
     "load_corpus",
     "load_token_sequences",
     "load_tokenizer",
+    "open_shards",
     "train_bpe",
     "use_offline_tiktoken",
 ]

@@ -59,15 +59,23 @@ class Corpus:
         """The documents of a split in one string, a blank line between them."""
         return "\n\n".join(document.text for document in self.split(split))
 
-    def encode(self, tokenizer: Tokenizer, split: str = "train") -> Tensor:
+    def encode(self, tokenizer: Tokenizer, split: str = "train", groups: tuple[str, ...] = ()) -> Tensor:
         """The ids of every document, each followed by the tokenizer's end-of-text id when it has one.
 
-        Returns shape (tokens,), int64.
+        groups: only documents of these groups; of all when none is named.
+        Returns shape (tokens,), int64.  Raises CorpusError for a group that the split does not have.
         """
         import numpy as np
         import torch
 
-        pieces = tokenizer.encode_batch([document.text for document in self.split(split)])
+        chosen = self.split(split)
+        if missing := set(groups) - {document.group for document in chosen}:
+            known = ", ".join(sorted({document.group or "(none)" for document in chosen}))
+            raise CorpusError(
+                f"{self.name}: {split} has no group {', '.join(sorted(missing))}, only {known}."
+            )
+        texts = [document.text for document in chosen if not groups or document.group in groups]
+        pieces = tokenizer.encode_batch(texts)
         if tokenizer.eos_id is not None:
             end = np.array([tokenizer.eos_id], dtype=np.int64)
             pieces = [part for piece in pieces for part in (piece, end)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.text.windows import IGNORE, WindowDataset, _at_least, _id_tensor, _Windows
+from labkit.text.windows import IGNORE, WindowDataset, _at_least, _checksum, _id_tensor, _Windows
 
 
 class SequenceDataset(_Windows):
@@ -26,6 +26,9 @@ class SequenceDataset(_Windows):
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self.inputs[indices], self.targets[indices]
+
+    def fingerprint(self) -> str:
+        return _checksum(self.inputs, self.targets)
 
 
 def load_token_sequences(

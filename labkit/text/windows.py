@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch.utils.data import Dataset
 IGNORE = -100
 """Target of padding, which the loss leaves out. An id of its own, so that a padding id which is also
 the end of a text drops no real end."""
+
+_BLOCK = 4096
 
 Ids = Sequence[int] | np.ndarray | Tensor
 
@@ -32,6 +35,10 @@ class _Windows(Dataset[tuple[Tensor, Tensor]]):
     @abstractmethod
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The inputs and targets of some windows, each (windows, context_length)."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A checksum of all inputs and targets."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not -len(self) <= index < len(self):
@@ -102,13 +109,39 @@ class WindowDataset(_Windows):
         inputs = torch.where(inside[:, 1:], padded[:, :-1], self.pad_id)
         return inputs, torch.where(inside[:, 1:], padded[:, 1:], IGNORE)
 
+    def fingerprint(self) -> str:
+        return _checksum(self.ids, [self.context_length, self.stride, self._tail])
 
-class TokenStream:
+
+class Batches(ABC):
+    """The batches of a training, by step.  A batch depends on nothing but seed and step, so a resumed run
+    sees what it would have seen, and each of several devices reads its own rows of the same batch."""
+
+    context_length: int
+    batch_size: int
+    tokens_per_epoch: int
+    """Positions in one pass over the data."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions in one batch."""
+        return self.batch_size * self.context_length
+
+    @abstractmethod
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of one step, each (rows, context_length) int64: every world-th row from rank."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A checksum of the data itself, the same on every machine."""
+
+
+class TokenStream(Batches):
     """Random crops of one long sequence of ids, for training.
 
-    ids: (tokens,), or the path of a .npy file, or of a .bin file of bare numbers of the given dtype;
-    files stay on disk and are read where a crop falls (memory-mapped).
-    batch(step) depends on nothing but seed and step, so a resumed run sees what it would have seen.
+    ids: (tokens,), or the path of a .npy file, of a .bin file of bare numbers of the given dtype, or of a
+    folder made by `labkit encode`; files stay on disk and are read where a crop falls (memory-mapped).
+    Raises ValueError for ids too short for one window.
     """
 
     def __init__(
@@ -124,31 +157,64 @@ class TokenStream:
         _at_least(0, "TokenStream", seed=seed)
         self._data = _open_ids(Path(ids), dtype) if isinstance(ids, str | Path) else _id_array(ids)
         self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
-        self.total_tokens = len(self._data)
+        self.total_tokens = self.tokens_per_epoch = len(self._data)
         if self.total_tokens < context_length + 1:
             raise ValueError(
                 f"TokenStream: {self.total_tokens} ids are too few for context_length={context_length}, "
                 f"which needs {context_length + 1}. Use more text or a shorter context."
             )
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Targets in one batch."""
-        return self.batch_size * self.context_length
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps until as many targets were drawn as the text has tokens, rounded up."""
-        return -(-self.total_tokens // self.tokens_per_step)
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of one step, each (batch_size, context_length) int64."""
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         _at_least(0, "TokenStream.batch", step=step)
         draw = np.random.default_rng([self.seed, step])
         starts = draw.integers(0, self.total_tokens - self.context_length, size=self.batch_size)
-        crops = self._data[starts[:, None] + np.arange(self.context_length + 1)]
-        ids = torch.from_numpy(crops.astype(np.int64))  # (batch_size, context_length + 1)
+        crops = self._data[starts[rank::world, None] + np.arange(self.context_length + 1)]
+        ids = torch.from_numpy(crops.astype(np.int64))  # (rows, context_length + 1)
         return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+    def fingerprint(self) -> str:
+        known = getattr(self._data, "fingerprint", None)
+        return known if isinstance(known, str) else _checksum(self._data)
+
+
+class ShuffledWindows(Batches):
+    """Windows in an order drawn anew for each epoch, each window once per epoch; batches are always full."""
+
+    def __init__(self, windows: _Windows, batch_size: int, seed: int = 0) -> None:
+        _at_least(1, "ShuffledWindows", batch_size=batch_size)
+        _at_least(0, "ShuffledWindows", seed=seed)
+        self.windows, self.batch_size, self.seed = windows, batch_size, seed
+        self.context_length = windows.context_length
+        self.tokens_per_epoch = len(windows) * windows.context_length
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        _at_least(0, "ShuffledWindows.batch", step=step)
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
+        epochs, within = np.divmod(places, len(self.windows))
+        chosen = [int(self._epoch(int(epoch))[place]) for epoch, place in zip(epochs, within, strict=True)]
+        return self.windows._gather(torch.tensor(chosen, dtype=torch.long))
+
+    def _epoch(self, number: int) -> np.ndarray:
+        if self._order[0] != number:
+            order = np.random.default_rng([self.seed, number]).permutation(len(self.windows))
+            self._order = (number, order)
+        return self._order[1]
+
+    def fingerprint(self) -> str:
+        return self.windows.fingerprint()
+
+
+def _checksum(*arrays: Any) -> str:
+    """SHA-256 of whole numbers whatever their dtype; of very long ones, of 4,096 blocks spread over them."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{tuple(np.shape(array))};".encode())
+        starts = np.unique(np.linspace(0, max(0, len(array) - _BLOCK), 4096, dtype=np.int64))
+        short = len(array) <= _BLOCK * len(starts)
+        for start in range(0, len(array), _BLOCK) if short else starts:
+            digest.update(np.asarray(array[start : start + _BLOCK]).astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _id_tensor(ids: Any, name: str) -> Tensor:

@@ -5,25 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
-from labkit.config import as_dict
-from labkit.device import describe_device
-from labkit.training.checkpoint import save_checkpoint
+from labkit.training.environment import environment
+from labkit.training.events import Checkpoint, Evaluation, Event, Sample, Step, TrainingDivergedError
+from labkit.training.resume import describe, save
 from labkit.training.runs import Run
-from labkit.training.trainer import (
-    Checkpoint,
-    Evaluation,
-    Event,
-    Sample,
-    Step,
-    Trainer,
-    TrainingDivergedError,
-)
+from labkit.training.trainer import Trainer
 
 Callback = Callable[[Event], None]
 
@@ -34,7 +26,7 @@ class ProgressBar:
     def __init__(self, trainer: Trainer, *, show_samples: bool = True) -> None:
         self.bar = tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", desc="training")
         self.show_samples = show_samples
-        self.start, self.start_tokens = time.perf_counter(), trainer.step * trainer.stream.tokens_per_step
+        self.start, self.start_tokens = time.perf_counter(), trainer.step * trainer.data.tokens_per_step
         self.shown: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
@@ -55,21 +47,23 @@ class ProgressBar:
 
 
 class RunRecorder:
-    """Writes events to a run folder as they come, and a checkpoint when one is due."""
+    """Writes events to a run folder as they come, and a checkpoint when one is due.
+
+    Raises ValueError for a run that has gone further than the trainer: its later rows would be doubled.
+    """
 
     def __init__(self, trainer: Trainer, run: Run) -> None:
-        self.trainer, self.run, self.start = trainer, run, time.perf_counter()
-        run.write_config(
-            {
-                "model": as_dict(trainer.model.config),
-                "train": as_dict(trainer.config),
-                "total_steps": trainer.total_steps,
-                "parameters": trainer.model.num_parameters(),
-                "prompt": trainer.prompt,
-                "tokenizer": trainer.tokenizer.fingerprint if trainer.tokenizer else None,
-                "device": describe_device(trainer.device),
-            }
-        )
+        self.trainer, self.run = trainer, run
+        rows = run.rows("metrics")
+        if rows and (trainer.step == 0 or max(row.get("step", 0) for row in rows) > trainer.step):
+            raise ValueError(
+                f"Run {run.id} already holds steps beyond {trainer.step}. Go on from its last checkpoint: "
+                "restore(trainer, run). Or record into a new one: Run.create(...)."
+            )
+        self.start = time.perf_counter() - max((row.get("seconds", 0.0) for row in rows), default=0.0)
+        if not (run.path / "config.json").exists():
+            run.write_config(describe(trainer))
+        run.append("environment", {"step": trainer.step, **environment(trainer.device, trainer.precision)})
         if trainer.tokenizer:
             trainer.tokenizer.save(run.path / "tokenizer.json")
 
@@ -84,55 +78,67 @@ class RunRecorder:
             self.save()
 
     def save(self) -> None:
-        """Write the trainer's state as the run's last checkpoint."""
-        save_checkpoint(
-            self.run.checkpoint_path, self.trainer.model, self.trainer.optimizer, self.trainer.step
-        )
+        """Write the trainer's state as the run's newest checkpoint.  Raises CheckpointError if it cannot."""
+        save(self.trainer, self.run)
 
 
-def fit(trainer: Trainer, *, run: Run | None = None, progress: bool = True) -> bool:
+def fit(
+    trainer: Trainer,
+    *,
+    run: Run | None = None,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> bool:
     """Train to the end, showing a progress bar and recording into `run` where one is given.
 
-    Ctrl-C (or the notebook's stop button) lets the step finish, saves a checkpoint and returns False;
-    a second one stops at once.  TrainingDivergedError is passed on after the last good state is saved.
+    callbacks: functions that are called with every event, after it is recorded.
+    Ctrl-C (or the notebook's stop button, or SIGTERM) lets the step finish, saves a checkpoint and returns
+    False; a second one stops at once.  TrainingDivergedError is passed on after the last good state is
+    saved.  Raises RuntimeError when another process writes this run.
     """
-    recorder = RunRecorder(trainer, run) if run else None
-    bar = ProgressBar(trainer) if progress else None
-    callbacks: list[Callback] = [each for each in (recorder, bar) if each is not None]
-    try:
-        with _interrupt_flag() as interrupted:
-            for event in trainer.events():
-                for callback in callbacks:
-                    callback(event)
-                if interrupted.is_set() and trainer.step < trainer.total_steps:
-                    if recorder:
-                        recorder.save()
-                    return False
-    except TrainingDivergedError:
-        if recorder:
-            recorder.save()
-        raise
-    finally:
-        if bar:
-            bar.close()
+    with run.locked() if run else nullcontext():
+        recorder = RunRecorder(trainer, run) if run else None
+        bar = ProgressBar(trainer) if progress else None
+        listeners = [each for each in (recorder, bar, *callbacks) if each is not None]
+        try:
+            with _interrupt_flag() as interrupted:
+                for event in trainer.events():
+                    for listener in listeners:
+                        listener(event)
+                    if interrupted.is_set() and trainer.step < trainer.total_steps:
+                        if recorder:
+                            recorder.save()
+                        return False
+        except TrainingDivergedError:
+            if recorder:
+                recorder.save()
+            raise
+        finally:
+            if bar:
+                bar.close()
     return True
 
 
 @contextmanager
 def _interrupt_flag() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that no step is cut in the middle."""
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that no step is cut in the middle."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def handler(signum: int, frame: object) -> None:
+    def restore_handlers() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def set_flag(signum: int, frame: object) -> None:
         flag.set()
-        signal.signal(signal.SIGINT, previous)
+        restore_handlers()
 
-    signal.signal(signal.SIGINT, handler)
+    for number in previous:
+        signal.signal(number, set_flag)
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore_handlers()

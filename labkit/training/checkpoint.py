@@ -1,11 +1,21 @@
-"""A training state on disk: a folder that is either whole or not there."""
+"""A training state on disk: a folder that is either whole, as its checksums prove, or is not used.
+
+checkpoints/step-00000250/   model.safetensors  weights, a tied head once
+                             state.pt           optimizer, scaler and generators (tensors and numbers only)
+                             checkpoint.json    format, step, model shape and what else a restart needs
+                             SHA256SUMS         of the three, as `sha256sum --check` reads it
+checkpoints/latest, best     text files that name a folder
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,85 +25,166 @@ from safetensors.torch import load_file, save_file
 
 from labkit.config import GPTConfig, as_dict
 from labkit.model import GPT
-from labkit.training.optimizer import AnyOptimizer
 
-FORMAT = 1
+FORMAT = 2
+SUMS = "SHA256SUMS"
 
 
 class CheckpointError(ValueError):
-    """A folder is not a checkpoint that can be loaded here."""
+    """A checkpoint cannot be read, or could not be written."""
 
 
-def save_checkpoint(folder: Path, model: GPT, optimizer: AnyOptimizer, step: int) -> Path:
-    """Write weights (safetensors), optimizer state and metadata (JSON), replacing what `folder` held.
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One checkpoint folder.  val_loss: held-out nats per token at its step, None where not evaluated."""
 
-    The new checkpoint is written beside the old one and then renamed, so that a crash leaves one whole.
+    path: Path
+    step: int
+    val_loss: float | None
+
+
+def save_checkpoint(
+    folder: Path, model: GPT, step: int, *, state: dict[str, Any] | None = None, **metadata: Any
+) -> Path:
+    """Write weights, state and metadata as the checkpoint `folder`, replacing what it held.
+
+    state: numbers, strings and tensors in dicts and lists.  metadata: what JSON can hold.
+    Everything is written beside `folder`, flushed to the disk, and renamed: a crash leaves the old
+    checkpoint or the new one.  Raises CheckpointError when it cannot be written; nothing is left of it then.
     """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_weights:
         del weights["head.weight"]
-    save_file(weights, fresh / "model.safetensors")
-    torch.save(optimizer.state_dict(), fresh / "optimizer.pt")
-    metadata = {"format": FORMAT, "step": step, "model": as_dict(model.config)}
-    (fresh / "checkpoint.json").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
-    for file in fresh.iterdir():
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
-    if folder.exists():  # without it `old` may be all that a crash has left
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    fresh.rename(folder)
+
+    def write(fresh: Path) -> None:
+        save_file(weights, fresh / "model.safetensors")
+        torch.save(state or {}, fresh / "state.pt")
+
+    return write_checkpoint(folder, write, step=step, model=as_dict(model.config), **metadata)
+
+
+def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: Any) -> Path:
+    """A whole checkpoint folder from what `write` puts into a fresh one; see `save_checkpoint`."""
+    folder = Path(folder)
+    fresh, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        write(fresh)
+        document = json.dumps({"format": FORMAT, **metadata}, indent=2)
+        (fresh / "checkpoint.json").write_text(document + "\n", encoding="utf-8")
+        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(fresh.iterdir()))
+        (fresh / SUMS).write_text(sums, encoding="utf-8")
+        for path in (*fresh.iterdir(), fresh):
+            flush(path)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        fresh.rename(folder)
+        flush(folder.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise CheckpointError(
+            f"{folder} could not be written ({error}). Checkpoints written before are intact."
+        ) from error
     shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def load_checkpoint(folder: Path, optimizer: AnyOptimizer | None = None) -> tuple[GPT, int]:
-    """The model (on the CPU, in evaluation mode) and the step it was saved at.
+def load_checkpoint(folder: Path) -> tuple[GPT, int]:
+    """The model of a checkpoint (on the CPU, in evaluation mode) and the step it was saved at.
 
-    An optimizer given is brought to its saved state.  Nothing in the files is executed.
-    Raises CheckpointError for a folder that is not a whole checkpoint of a known format.
+    Nothing in the files is executed.  Raises CheckpointError for a folder that is not a whole checkpoint.
     """
-    folder = _existing(Path(folder))
+    metadata = verify(folder)
     try:
-        metadata: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        if metadata["format"] != FORMAT:
-            raise CheckpointError(
-                f"{folder}: format {metadata['format']} is not known to this version (it reads {FORMAT}). "
-                "Update labkit."
-            )
-        step = int(metadata["step"])
         model = GPT(GPTConfig(**metadata["model"]))
-        weights = load_file(folder / "model.safetensors")
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        if optimizer is not None:
-            optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:  # its own text advises to run the code
-        raise CheckpointError(
-            f"{folder} is not a whole checkpoint: optimizer.pt is damaged or holds more than numbers; "
-            "nothing in it was run."
-        ) from error
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: its model cannot be built here: {error}") from error
+    load_weights(folder, model)
+    return model.eval(), int(metadata["step"])
+
+
+def load_weights(folder: Path, model: GPT) -> None:
+    """Copy a checkpoint's weights into a model.  Raises CheckpointError where a name or shape differs."""
+    try:
+        missing, unexpected = model.load_state_dict(
+            load_file(Path(folder) / "model.safetensors"), strict=False
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: its weights do not fit this model: {error}") from error
     missing = [name for name in missing if not (model.config.tie_weights and name == "head.weight")]
     if missing or unexpected:
         raise CheckpointError(f"{folder}: weights missing {missing}, unexpected {unexpected}.")
-    return model.eval(), step
 
 
-def _existing(folder: Path) -> Path:
-    """The checkpoint folder, or the previous one where a crash came between the two renames."""
-    old = folder.with_name(folder.name + ".old")
-    if not folder.is_dir() and old.is_dir():
-        return old
-    if not folder.is_dir():
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state of a checkpoint.  Raises CheckpointError where it holds more than numbers."""
+    try:
+        state: dict[str, Any] = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its own text advises to run the code
         raise CheckpointError(
-            f"{folder}: there is no such checkpoint folder. `labkit runs` lists what is there."
-        )
-    return folder
+            f"{folder}: state.pt is damaged or holds more than numbers; nothing in it was run."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{folder}: state.pt cannot be read ({error}).") from error
+    return state
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint whose files all have the checksums they were written with.
+
+    Raises CheckpointError, saying which file is wrong, for anything else, and for a newer format.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder. `labkit runs checkpoints` lists them.")
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = [line.split("  ", 1) for line in lines]
+        for expected, name in sums:
+            if Path(name).name != name or _sha256(folder / name) != expected:
+                raise CheckpointError(f"{folder} is damaged: {name} is not what was written.")
+        if "checkpoint.json" not in [name for _, name in sums]:
+            raise CheckpointError(f"{folder} is not a whole checkpoint: {SUMS} does not list its files.")
+        metadata: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        found = int(metadata["format"])
+    except FileNotFoundError as error:
+        name = Path(error.filename).name
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing.") from error
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
+    if found != FORMAT:
+        newer = "Update labkit." if found > FORMAT else "It was written by an old version of labkit."
+        raise CheckpointError(f"{folder} has format {found}; this version reads {FORMAT}. {newer}")
+    return metadata
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file's text; a crash leaves the old one or the new one."""
+    fresh = path.with_name(f".new-{path.name}")
+    fresh.write_text(text, encoding="utf-8")
+    flush(fresh)
+    fresh.replace(path)
+    flush(path.parent)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -46,3 +46,14 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers[0] if len(optimizers) == 1 else Combined(*optimizers)
+
+
+def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
+    """Stop training the parameters whose names begin with a prefix.  Raises ValueError for one without."""
+    for prefix in prefixes:
+        named = [each for name, each in model.named_parameters() if name.startswith(prefix)]
+        if not named:
+            names = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
+            raise ValueError(f"freeze: no parameter begins with {prefix!r}. They begin with {names}.")
+        for parameter in named:
+            parameter.requires_grad_(False)

@@ -21,3 +21,26 @@ def warmup_cosine(
     peak = max(warmup_steps - 1, 0)
     progress = (step - peak) / max(total_steps - 1 - peak, 1)
     return min_learning_rate + (learning_rate - min_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def warmup_stable_decay(
+    step: int,
+    *,
+    total_steps: int,
+    learning_rate: float,
+    min_learning_rate: float,
+    warmup_steps: int,
+    decay_steps: int,
+) -> float:
+    """Rise linearly to the peak, stay there, and fall linearly to the minimum over the last decay_steps.
+
+    step: 0 to total_steps - 1; the minimum is reached at the last step.  decay_steps=0: constant after the
+    warmup.  Where warmup and decay overlap, the lower of the two counts.
+    Raises ValueError for a step outside the schedule.
+    Source: Hu et al. (2024), MiniCPM, section 4; linear decay: Hägele et al. (2024), section 3.
+    """
+    if not 0 <= step < total_steps:
+        raise ValueError(f"warmup_stable_decay: step={step} is outside 0 to {total_steps - 1}.")
+    rising = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    falling = min(1.0, (total_steps - 1 - step) / decay_steps) if decay_steps else 1.0
+    return min(learning_rate * rising, min_learning_rate + (learning_rate - min_learning_rate) * falling)

@@ -2,79 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from labkit.analysis import evaluate_loss, perplexity
 from labkit.config import SampleConfig, TrainConfig
-from labkit.device import best_device, set_threads
+from labkit.device import best_device, choose_precision, set_threads
 from labkit.generation import generate
 from labkit.model import GPT
-from labkit.text import Tokenizer, TokenStream, WindowDataset
-from labkit.training.optimizer import build_optimizer
-from labkit.training.schedule import warmup_cosine
+from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
+from labkit.text.windows import IGNORE, Ids
+from labkit.training.events import (
+    Checkpoint,
+    End,
+    Evaluation,
+    Event,
+    Sample,
+    Step,
+    TrainingDivergedError,
+)
+from labkit.training.optimizer import build_optimizer, freeze
+from labkit.training.schedule import warmup_cosine, warmup_stable_decay
 
-
-class TrainingDivergedError(RuntimeError):
-    """The loss or the gradient became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step has been taken. Loss in nats per token, before the step; tokens since the start."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The held-out loss after `step` steps, in nats per token, and its perplexity."""
-
-    step: int
-    val_loss: float
-    perplexity: float
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Text that the model wrote after `step` steps."""
-
-    step: int
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint is due; the trainer is between two steps, so its state is whole."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class End:
-    """All steps are taken."""
-
-    step: int
-
-
-Event = Step | Evaluation | Sample | Checkpoint | End
+TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
 
 
 class Trainer:
     """Trains a model on next-token prediction.
 
-    train_ids, val_ids: (tokens,) whole numbers.  `events()` runs the loop: each `next` takes one step or
-    gives one evaluation, sample or checkpoint, so pausing or stopping is not asking for the next event.
+    train: (tokens,) whole numbers, of which random crops are taken; or a file of them, or a folder made by
+    `labkit encode`; or windows (WindowDataset, SequenceDataset), each seen once per epoch.  val: ids or
+    windows.  `events()` runs the loop: each `next` takes one step or gives one evaluation, sample or
+    checkpoint, so pausing or stopping is not asking for the next event.
     tokenizer and prompt are needed only for samples during training.
 
     The batch of a step and its dropout depend on (config.seed, step) alone; evaluation and samples draw
@@ -85,43 +51,58 @@ class Trainer:
     def __init__(
         self,
         model: GPT,
-        train_ids: Tensor,
-        val_ids: Tensor,
+        train: TrainingData,
+        val: Ids | WindowDataset | SequenceDataset,
         config: TrainConfig,
         *,
         tokenizer: Tokenizer | None = None,
         prompt: str = "\n",
         device: str | None = None,
+        source: dict[str, Any] | None = None,
     ) -> None:
         if config.sample_every and tokenizer is None:
             raise ValueError("Trainer: sample_every is set, so give tokenizer= to turn ids into text.")
         self.device = best_device(device)
         set_threads(config.threads)
-        self.model = model.to(self.device)
-        self.config = config
-        self.tokenizer = tokenizer
-        self.prompt = prompt
+        self.precision = choose_precision(config.precision, self.device)
+        self.config, self.tokenizer, self.prompt, self.source = config, tokenizer, prompt, source
         self.prompt_ids = _encode_prompt(tokenizer, prompt) if config.sample_every and tokenizer else []
-        self.optimizer = build_optimizer(model, config)
+
         context = model.config.context_length
-        self.stream = TokenStream(train_ids, context, config.batch_size, seed=config.seed)
+        self.data = _batches(train, context, config)
+        windows = val if isinstance(val, WindowDataset | SequenceDataset) else WindowDataset(val, context)
         count = config.eval_windows
-        self.val_inputs, self.val_targets = next(WindowDataset(val_ids, context).batches(count, limit=count))
-        self.total_steps = config.total_steps(len(train_ids), context)
+        self.val_inputs, self.val_targets = next(windows.batches(count, limit=count))
+        self.total_steps = config.total_steps(self.data.tokens_per_epoch, context)
         warmup = config.warmup_steps
         self.warmup_steps = min(100, self.total_steps // 20) if warmup is None else warmup
+
+        self.model = model.to(self.device)
+        self.model.activation_checkpointing = config.activation_checkpointing
+        freeze(model, config.freeze)
+        self.optimizer = build_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._loss = torch.compile(model.loss) if config.compile else model.loss
         self.step = 0
+        self.pending = ["evaluation"]
+        """What is still to come between this step and the next: evaluation, sample, checkpoint."""
+        self.val_loss: float | None = None
+        """Held-out loss at this step, once evaluated."""
 
     def learning_rate(self, step: int) -> float:
         """The (AdamW) learning rate of a step, by the schedule; Muon's rises and falls in proportion."""
         peak, low = self.config.learning_rate, self.config.min_learning_rate
-        return warmup_cosine(
-            step,
-            total_steps=self.total_steps,
-            learning_rate=peak,
-            min_learning_rate=peak / 10 if low is None else low,
-            warmup_steps=min(self.warmup_steps, self.total_steps),
-        )
+        settings: dict[str, Any] = {
+            "total_steps": self.total_steps,
+            "learning_rate": peak,
+            "min_learning_rate": peak / 10 if low is None else low,
+            "warmup_steps": min(self.warmup_steps, self.total_steps),
+        }
+        if self.config.schedule == "cosine":
+            return warmup_cosine(step, **settings)
+        decays = self.config.schedule == "wsd"
+        decay_steps = round(self.config.decay_fraction * self.total_steps) if decays else 0
+        return warmup_stable_decay(step, **settings, decay_steps=decay_steps)
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last, yielding what happens.
@@ -129,47 +110,74 @@ class Trainer:
         An evaluation comes before the first step, every eval_every steps and after the last.  Raises
         TrainingDivergedError when loss or gradient is not finite; the model is left as before that step.
         """
-        if self.step == 0:
-            yield self._evaluate()
-        while self.step < self.total_steps:
-            yield self._train_step()
-            last = self.step == self.total_steps
-            if last or self._due(self.config.eval_every):
-                yield self._evaluate()
-            if self._due(self.config.sample_every) or (last and self.config.sample_every):
-                yield self._sample()
-            if last or self._due(self.config.checkpoint_every):
-                yield Checkpoint(self.step)
+        while True:
+            while self.pending:
+                yield self._make(self.pending.pop(0))
+            if self.step == self.total_steps:
+                break
+            step = self._train_step()
+            self.pending = self._due()
+            yield step
         yield End(self.step)
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+    def _due(self) -> list[str]:
+        last = self.step == self.total_steps
+        config = self.config
+        every = {
+            "evaluation": (config.eval_every, True),
+            "sample": (config.sample_every, config.sample_every > 0),
+            "checkpoint": (config.checkpoint_every, True),
+        }
+        return [
+            name
+            for name, (steps, at_end) in every.items()
+            if (steps > 0 and self.step % steps == 0) or (last and at_end)
+        ]
+
+    def _make(self, name: str) -> Event:
+        if name == "evaluation":
+            return self._evaluate()
+        return self._sample() if name == "sample" else Checkpoint(self.step)
 
     def _train_step(self) -> Step:
         self.model.train()
         learning_rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * (group["peak"] / self.config.learning_rate)
-        inputs, targets = self.stream.batch(self.step)
-        with self._seeded_dropout():
-            loss = self.model.loss(inputs.to(self.device), targets.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self._backward(*self.data.batch(self.step)).item()
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # Combined is one in all it needs
         clip = self.config.grad_clip or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
-        loss_value, norm_value = loss.item(), grad_norm.item()
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise TrainingDivergedError(self._divergence_message(loss_value, norm_value, learning_rate))
-        self.optimizer.step()
-        self.step += 1
-        tokens = self.step * self.stream.tokens_per_step
-        return Step(self.step, loss_value, learning_rate, norm_value, tokens)
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip).item()
+        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self._scale_can_fall()):
+            raise TrainingDivergedError(self._divergence_message(loss, grad_norm, learning_rate))
+        self.scaler.step(self.optimizer)  # type: ignore[arg-type]
+        self.scaler.update()
+        self.step, self.val_loss = self.step + 1, None
+        return Step(self.step, loss, learning_rate, grad_norm, self.step * self.data.tokens_per_step)
 
-    def _seeded_dropout(self) -> AbstractContextManager[None]:
-        """Make dropout a function of (seed, step), and leave everyone else's random numbers alone."""
-        if not (self.model.config.dropout or self.model.config.attention_dropout):
-            return nullcontext()
-        return _seeded(self.config.seed * 1_000_003 + self.step, self.device)
+    def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Sum the gradients of the mean loss over all targets, in passes of micro_batch_size sequences."""
+        size = self.config.micro_batch_size or len(inputs)
+        counted = int((targets != IGNORE).sum())
+        total = torch.zeros((), device=self.device)
+        with _seeded(self.config.seed * 1_000_003 + self.step, self.device):  # dropout
+            for some_inputs, some_targets in zip(inputs.split(size), targets.split(size), strict=True):
+                share = int((some_targets != IGNORE).sum()) / counted if counted else 1.0
+                if share:
+                    with self._autocast():
+                        loss = self._loss(some_inputs.to(self.device), some_targets.to(self.device)) * share
+                    self.scaler.scale(loss).backward()
+                    total += loss.detach()
+        return total
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
+
+    def _scale_can_fall(self) -> bool:
+        """In fp16 a gradient that overflowed is skipped and the next one is scaled less."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 2**-10
 
     def _divergence_message(self, loss: float, grad_norm: float, learning_rate: float) -> str:
         return (
@@ -180,14 +188,60 @@ class Trainer:
         )
 
     def _evaluate(self) -> Evaluation:
-        loss = evaluate_loss(self.model, self.val_inputs, self.val_targets)
-        return Evaluation(self.step, loss, perplexity(loss))
+        with self._autocast():
+            self.val_loss = evaluate_loss(self.model, self.val_inputs, self.val_targets)
+        return Evaluation(self.step, self.val_loss, perplexity(self.val_loss))
 
     def _sample(self) -> Sample:
         assert self.tokenizer is not None
         config = SampleConfig(max_new_tokens=self.config.sample_tokens)
-        ids = generate(self.model, self.prompt_ids, config, seed=self.config.seed)
+        with self._autocast():
+            ids = generate(self.model, self.prompt_ids, config, seed=self.config.seed)
         return Sample(self.step, self.prompt, self.tokenizer.decode(ids.tolist()))
+
+    def fingerprint(self) -> str:
+        """A checksum of what is trained and evaluated on."""
+        held_out = hashlib.sha256(self.val_inputs.numpy().tobytes() + self.val_targets.numpy().tobytes())
+        return hashlib.sha256(f"{self.data.fingerprint()} {held_out.hexdigest()}".encode()).hexdigest()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the weights, the step and `pending`."""
+        on_cuda = self.device.type == "cuda"
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "generators": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None,
+            },
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; rates and decays stay those of this trainer's configuration."""
+        settings = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+
+
+def _batches(train: TrainingData, context_length: int, config: TrainConfig) -> Batches:
+    size = config.sequences_per_step(context_length)
+    if isinstance(train, WindowDataset | SequenceDataset):
+        if train.context_length != context_length:
+            raise ValueError(
+                f"Trainer: the windows are {train.context_length} tokens long, the model's context_length is "
+                f"{context_length}."
+            )
+        return ShuffledWindows(train, size, config.seed)
+    return TokenStream(train, context_length, size, config.seed)
 
 
 def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

@@ -139,7 +139,7 @@ def test_a_stream_from_disk_equals_one_from_memory(tmp_path, suffix, dtype):
 
 def test_a_stream_knows_its_epoch():
     stream = TokenStream(np.arange(1000), 16, 4)
-    assert (stream.tokens_per_step, stream.steps_per_epoch, stream.total_tokens) == (64, 16, 1000)
+    assert (stream.tokens_per_step, stream.tokens_per_epoch, stream.total_tokens) == (64, 1000, 1000)
 
 
 def rows(dataset) -> list[tuple[list[int], list[int]]]:

@@ -65,7 +65,7 @@ def test_a_run_to_the_end_is_recorded_whole(run: Run, capsys: pytest.CaptureFixt
     assert TrainConfig(**config["train"]) == some.config
     assert config["tokenizer"] == TOKENIZER.fingerprint
     loaded, pieces = run.load()
-    assert load_checkpoint(run.checkpoint_path)[1] == 8
+    assert load_checkpoint(run.newest_whole()[0])[1] == 8
     settings = SampleConfig(max_new_tokens=9)
     ours, theirs = (generate(each, pieces.encode("to"), settings) for each in (loaded, some.model))
     assert torch.equal(ours, theirs)
@@ -98,7 +98,7 @@ def test_ctrl_c_lets_the_step_finish_saves_and_returns_false(run: Run) -> None:
     assert fit(some, run=run, progress=False) is False
     assert some.step == 3
     assert run.metrics("step")["step"].tolist() == [1, 2, 3]
-    loaded, step = load_checkpoint(run.checkpoint_path)
+    loaded, step = load_checkpoint(run.newest_whole()[0])
     assert step == 3
     assert torch.equal(loaded.head.weight, some.model.head.weight)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -132,7 +132,7 @@ def test_ctrl_c_in_the_last_step_finishes_the_run(run: Run) -> None:
     some = trainer()
     during_step(some, 7, interrupt)
     assert fit(some, run=run, progress=False) is True
-    assert load_checkpoint(run.checkpoint_path)[1] == 8
+    assert load_checkpoint(run.newest_whole()[0])[1] == 8
     assert run.metrics("evaluation")["step"].tolist()[-1] == 8
 
 
@@ -142,7 +142,7 @@ def test_divergence_saves_the_last_good_state_and_is_passed_on(run: Run) -> None
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(TrainingDivergedError, match="The weights are those of step 5"):
         fit(some, run=run, progress=False)
-    loaded, step = load_checkpoint(run.checkpoint_path)
+    loaded, step = load_checkpoint(run.newest_whole()[0])
     assert step == 5
     assert all(parameter.isfinite().all() for parameter in loaded.parameters())
     good = trainer()

@@ -10,6 +10,7 @@ from torch import nn
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.training import build_optimizer, load_checkpoint, save_checkpoint
+from labkit.training.checkpoint import load_state
 from labkit.training.muon import Combined, Muon, orthogonalize
 
 SIZES = {"vocab_size": 13, "context_length": 9, "d_model": 12, "n_layers": 2, "n_heads": 2}
@@ -106,12 +107,12 @@ def test_a_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:
     model = small_gpt()
     optimizer = build_optimizer(model, config)
     train(model, optimizer, 3)
-    save_checkpoint(tmp_path / "last", model, optimizer, 3)
+    save_checkpoint(tmp_path / "last", model, 3, state=optimizer.state_dict())
     train(model, optimizer, 2)
     resumed, _ = load_checkpoint(tmp_path / "last")
     resumed.train()
     continued = build_optimizer(resumed, config)
-    load_checkpoint(tmp_path / "last", continued)
+    continued.load_state_dict(load_state(tmp_path / "last"))
     train(resumed, continued, 2)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, resumed.get_parameter(name)), name

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from labkit import GPT, GPTConfig, TrainConfig
+from labkit import GPT, GPTConfig
 from labkit.text import CharTokenizer
-from labkit.training import CheckpointError, Run, build_optimizer, list_runs, runs_dir, save_checkpoint
+from labkit.training import CheckpointError, Run, list_runs, runs_dir, save_checkpoint
 
 
 def test_runs_lie_under_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +114,9 @@ def test_a_run_gives_back_its_model_and_tokenizer(tmp_path: Path) -> None:
     model = GPT(config)
     run = Run.create("first", tmp_path)
     tokenizer.save(run.path / "tokenizer.json")
-    with pytest.raises(CheckpointError, match="there is no such checkpoint folder"):
+    with pytest.raises(CheckpointError, match="has no whole checkpoint"):
         run.load()
-    save_checkpoint(run.checkpoint_path, model, build_optimizer(model, TrainConfig()), 5)
+    save_checkpoint(run.checkpoints_path / "step-00000005", model, 5)
     loaded, pieces = run.load()
     ids = torch.tensor([tokenizer.encode("to be")])
     assert torch.equal(loaded(ids), model.eval()(ids))

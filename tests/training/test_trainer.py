@@ -113,7 +113,7 @@ def test_the_scheduled_learning_rate_reaches_every_group_of_the_optimizer() -> N
 
 def test_the_loss_of_a_step_is_the_models_on_its_batch_before_the_step() -> None:
     some = trainer(model={"dropout": 0.0, "attention_dropout": 0.0})
-    inputs, targets = some.stream.batch(0)
+    inputs, targets = some.data.batch(0)
     expected = some.model.loss(inputs, targets).item()
     assert losses(some)[0] == expected
 
@@ -128,7 +128,7 @@ def test_training_equals_a_plain_loop() -> None:
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), fused=False)
     expected = []
     for step in range(9):
-        inputs, targets = some.stream.batch(step)
+        inputs, targets = some.data.batch(step)
         loss = F.cross_entropy(plain(inputs).transpose(1, 2), targets)
         expected.append(loss.item())
         plain.zero_grad()

@@ -1,0 +1,109 @@
+"""From settings to a trainer: what `labkit train`, `labkit resume` and sweeps share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labkit.config import DataConfig, GPTConfig, TrainConfig, as_dict
+from labkit.model import GPT
+from labkit.text import (
+    GPT2Tokenizer,
+    SequenceDataset,
+    Tokenizer,
+    WindowDataset,
+    build_tokenizer,
+    load_corpus,
+    load_token_sequences,
+)
+from labkit.training.checkpoint import load_weights
+from labkit.training.runs import Run
+from labkit.training.trainer import Trainer, TrainingData
+
+
+def build_trainer(
+    preset: str,
+    shape: dict[str, Any],
+    train: TrainConfig,
+    data: DataConfig,
+    *,
+    prompt: str = "\n",
+    device: str | None = None,
+    init_from: str | None = None,
+) -> Trainer:
+    """A trainer from settings alone; it remembers them in `source`, so that a run can be rebuilt.
+
+    shape: fields of GPTConfig that replace the preset's; vocab_size is the tokenizer's.
+    init_from: name or folder of a run whose newest weights to begin with (a warm start).
+    Weights, data order and dropout follow from train.seed.
+    Raises ValueError for settings that do not fit together.
+    """
+    source = {
+        "preset": preset,
+        "shape": shape,
+        "train": as_dict(train),
+        "data": as_dict(data),
+        "prompt": prompt,
+        "init_from": init_from,
+    }
+    settings = {key: value for key, value in shape.items() if key != "vocab_size"}
+    context = GPTConfig.preset(preset, **settings).context_length
+    tokenizer, train_data, val_data = load_data(data, context)
+    torch.manual_seed(train.seed)
+    model = GPT(GPTConfig.preset(preset, **settings, vocab_size=tokenizer.vocab_size))
+    if init_from is not None:
+        start = Run.open(init_from)
+        if (known := start.config()["tokenizer"]) != tokenizer.fingerprint:
+            raise ValueError(f"init_from: run {start.id} has another tokenizer ({known}).")
+        load_weights(start.newest_whole()[0], model)
+    return Trainer(
+        model, train_data, val_data, train, tokenizer=tokenizer, prompt=prompt, device=device, source=source
+    )
+
+
+def rebuild_trainer(run: Run, device: str | None = None) -> Trainer:
+    """The trainer that a run was started with.  Raises ValueError for a run that no settings describe."""
+    source = run.config().get("source")
+    if source is None:
+        raise ValueError(
+            f"Run {run.id} was started in a notebook. Build its trainer there again, then "
+            "restore(trainer, run) and fit(trainer, run=run)."
+        )
+    train, data = TrainConfig(**source.pop("train")), DataConfig(**source.pop("data"))
+    return build_trainer(**source, train=train, data=data, device=device)
+
+
+def load_data(
+    data: DataConfig, context_length: int
+) -> tuple[Tokenizer, TrainingData, Tensor | WindowDataset | SequenceDataset]:
+    """Tokenizer, training data and held-out data.  The tokenizer is that of the whole corpus.
+
+    Raises ValueError for text or settings that do not fit, naming them.
+    """
+    if data.sequences is not None:
+        return _sequences(Path(data.sequences), context_length)
+    corpus = load_corpus(data.corpus)
+    tokenizer = build_tokenizer(data.tokenizer, corpus)
+    train = corpus.encode(tokenizer, "train", groups=data.groups)[: data.max_tokens]
+    val = corpus.encode(tokenizer, "val", groups=data.val_groups)
+    if data.stride is None:
+        return tokenizer, train, val
+    return tokenizer, WindowDataset(train, context_length, data.stride), val
+
+
+def _sequences(path: Path, context_length: int) -> tuple[Tokenizer, SequenceDataset, SequenceDataset]:
+    """Sequences of GPT-2 ids, of which the last tenth is held out."""
+    tokenizer = GPT2Tokenizer()
+    end = tokenizer.eos_id or 0
+    windows = load_token_sequences(path, context_length, pad_id=end)
+    held_out = max(1, len(windows) // 10)
+    if len(windows) < 2:
+        raise ValueError(f"{path}: one window is too few; at least two are needed, one to be held out.")
+    parts = [
+        SequenceDataset(windows.inputs[part], windows.targets[part])
+        for part in (slice(None, -held_out), slice(-held_out, None))
+    ]
+    return tokenizer, parts[0], parts[1]
