@@ -10,10 +10,11 @@ from labkit.cli.encode import encode
 from labkit.cli.runs import runs
 from labkit.cli.sample import sample
 from labkit.cli.setup import doctor, fetch
+from labkit.cli.sweep import sweep
 from labkit.cli.train import resume, train
 
 app = tyro.extras.SubcommandApp()
-for command in (fetch, doctor, encode, train, resume, sample):
+for command in (fetch, doctor, encode, train, resume, sample, sweep):
     app.command(command)
 app.command(runs, name="runs", help="List runs, show one, compare several, list checkpoints.")
 

@@ -1,0 +1,61 @@
+"""The report of a sweep, from its run folders alone: tables, curves, text, and a section of the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from labkit.course.journal import log_experiment
+from labkit.paths import output_dir
+from labkit.report.figures import save_figures
+from labkit.report.observations import changes, observations
+from labkit.report.outcomes import Outcome, read_outcomes, results_table
+from labkit.report.sections import (
+    data_section,
+    figures_section,
+    model_section,
+    plain,
+    results_section,
+    setup_section,
+)
+
+__all__ = ["Outcome", "changes", "observations", "read_outcomes", "results_table", "write_report"]
+
+LESSON = "08_experiments"
+
+
+def write_report(sweep: str, *, runs: Path | None = None, log: bool = True) -> Path:
+    """Write visualizations/<sweep>/ and the sweep's section of experiments_log.md; returns report.md.
+
+    The folder then has results_table.txt and .csv, loss_curve_<experiment>.png and
+    perplexity_curve_<experiment>.png, loss_curves.png, perplexity_curves.png and report.md.
+    runs: the folder of the run folders, for example benchmarks/results/runs; where training writes them
+    when not given.  log: False leaves experiments_log.md alone.
+    Raises ValueError when no run of this sweep has finished.
+    """
+    outcomes, unfinished = read_outcomes(sweep, runs)
+    folder = output_dir() / "visualizations" / sweep
+    folder.mkdir(parents=True, exist_ok=True)
+    table = results_table(outcomes)
+    table.round(6).to_csv(folder / "results_table.csv", index=False, lineterminator="\n")
+    (folder / "results_table.txt").write_text(plain(table), encoding="utf-8")
+    save_figures(outcomes, folder)
+
+    title = outcomes[0].about["title"]
+    data, setup = data_section(outcomes), setup_section(outcomes)
+    results, observed = results_section(table, unfinished), "\n\n".join(observations(outcomes))
+    parts = {
+        f"# {title}\n\n## 1. Model and parameters": model_section(outcomes),
+        "## 2. Data": data,
+        "## 3. Set-up and experiments": setup,
+        "## 4. Results": f"{results}\n\n{figures_section(outcomes)}",
+        "## 5. Observations": observed,
+    }
+    report = folder / "report.md"
+    text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in parts.items())
+    report.write_text(text + "\n", encoding="utf-8")
+    if log:
+        body = (
+            f"### Settings\n\n{data}\n\n{setup}\n\n### Results\n\n{results}\n\n### Observations\n\n{observed}"
+        )
+        log_experiment(LESSON, sweep, f"Sweep {sweep}: {title}", body)
+    return report
