@@ -1,4 +1,4 @@
-"""Micro-batches, activation checkpointing, compilation and precision change memory and speed, not the result."""
+"""Micro-batches, activation checkpointing, compilation and precision change memory and speed alone."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_frozen_parameters_stay_and_the_rest_is_trained() -> None:
     for name, each in some.model.named_parameters():
         kept = name.startswith(("token_embedding", "blocks.0"))
         assert torch.equal(each, before[name]) == kept, name
-    with pytest.raises(ValueError, match="no parameter begins with 'embedding'. They begin with blocks"):
+    with pytest.raises(ValueError, match=r"no parameter begins with 'embedding'\. They begin with blocks"):
         trainer(freeze=("embedding",))
 
 
@@ -206,8 +206,14 @@ def test_frozen_parameters_stay_and_the_rest_is_trained() -> None:
     ("settings", "rates"),
     [
         ({"schedule": "constant", "warmup_steps": 2}, [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-        ({"schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.4}, [0.5, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1]),
-        ({"schedule": "wsd", "warmup_steps": 0, "min_learning_rate": 0.0, "decay_fraction": 0.2}, [1] * 8 + [0.5, 0]),
+        (
+            {"schedule": "wsd", "warmup_steps": 2, "decay_fraction": 0.4},
+            [0.5, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1],
+        ),
+        (
+            {"schedule": "wsd", "warmup_steps": 0, "min_learning_rate": 0.0, "decay_fraction": 0.2},
+            [1] * 8 + [0.5, 0],
+        ),
     ],
 )  # fmt: skip
 def test_schedules(settings: dict[str, Any], rates: list[float]) -> None:
