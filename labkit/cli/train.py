@@ -54,6 +54,9 @@ def resume(run: Positional[str], device: str | None = None) -> int:
     stopped = Run.open(run)
     trainer = rebuild_trainer(stopped, device)
     step = restore(trainer, stopped)
+    if trainer.step == trainer.total_steps and not trainer.pending:
+        print(f"run {stopped.id} is finished already, at step {step:,}. Write with it: labkit sample {run}")
+        return 0
     print(f"run {stopped.id}: going on from step {step:,} of {trainer.total_steps:,}")
     return _fit(trainer, stopped)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
+from labkit.training.checkpoint import CheckpointError
 from labkit.training.environment import environment
 from labkit.training.events import Checkpoint, Evaluation, Event, Sample, Step, TrainingDivergedError
 from labkit.training.resume import describe, save
@@ -31,7 +32,8 @@ class ProgressBar:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step):
-            speed = (event.tokens - self.start_tokens) / (time.perf_counter() - self.start)
+            elapsed = max(time.perf_counter() - self.start, 1e-9)  # a clock may stand still or go back
+            speed = (event.tokens - self.start_tokens) / elapsed
             self.shown |= {"loss": f"{event.loss:.3f}", "tokens/s": f"{speed:,.0f}"}
             self.bar.set_postfix(self.shown, refresh=False)
             self.bar.update()
@@ -55,12 +57,14 @@ class RunRecorder:
     def __init__(self, trainer: Trainer, run: Run) -> None:
         self.trainer, self.run = trainer, run
         rows = run.rows("metrics")
-        if rows and (trainer.step == 0 or max(row.get("step", 0) for row in rows) > trainer.step):
+        reached = [row.get("step", 0) for row in rows] + [each.step for each in run.checkpoints()]
+        if reached and (trainer.step == 0 or max(reached) > trainer.step):
             raise ValueError(
                 f"Run {run.id} already holds steps beyond {trainer.step}. Go on from its last checkpoint: "
                 "restore(trainer, run). Or record into a new one: Run.create(...)."
             )
-        self.start = time.perf_counter() - max((row.get("seconds", 0.0) for row in rows), default=0.0)
+        self.seconds = max((row["seconds"] for row in rows if "seconds" in row), default=0.0)
+        self.start = time.perf_counter() - self.seconds
         if not (run.path / "config.json").exists():
             run.write_config(describe(trainer))
         run.append("environment", {"step": trainer.step, **environment(trainer.device, trainer.precision)})
@@ -70,8 +74,8 @@ class RunRecorder:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Step | Evaluation):
             kind = type(event).__name__.lower()
-            seconds = round(time.perf_counter() - self.start, 3)
-            self.run.append("metrics", {"event": kind, **asdict(event), "seconds": seconds})
+            self.seconds = max(self.seconds, round(time.perf_counter() - self.start, 3))
+            self.run.append("metrics", {"event": kind, **asdict(event), "seconds": self.seconds})
         elif isinstance(event, Sample):
             self.run.append("samples", asdict(event))
         elif isinstance(event, Checkpoint):
@@ -109,9 +113,12 @@ def fit(
                         if recorder:
                             recorder.save()
                         return False
-        except TrainingDivergedError:
-            if recorder:
-                recorder.save()
+        except TrainingDivergedError as error:
+            try:
+                if recorder:
+                    recorder.save()
+            except CheckpointError as failed:
+                raise TrainingDivergedError(f"{error} {failed}") from failed
             raise
         finally:
             if bar:

@@ -5,6 +5,9 @@ checkpoints/step-00000250/   model.safetensors  weights, a tied head once
                              checkpoint.json    format, step, model shape and what else a restart needs
                              SHA256SUMS         of the three, as `sha256sum --check` reads it
 checkpoints/latest, best     text files that name a folder
+
+Where the weights are split among processes, each writes its part of weights and moments as a
+shard-….safetensors in place of model.safetensors; any number of processes reads them.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from labkit.config import GPTConfig, as_dict
 from labkit.model import GPT
+from labkit.training.sharding import SHARDS, read_shards, stored_weights
 
 FORMAT = 2
 SUMS = "SHA256SUMS"
@@ -52,15 +57,22 @@ def save_checkpoint(
     Everything is written beside `folder`, flushed to the disk, and renamed: a crash leaves the old
     checkpoint or the new one.  Raises CheckpointError when it cannot be written; nothing is left of it then.
     """
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_weights:
-        del weights["head.weight"]
+    weights = {name: tensor.contiguous() for name, tensor in named_weights(model).items()}
 
     def write(fresh: Path) -> None:
         save_file(weights, fresh / "model.safetensors")
-        torch.save(state or {}, fresh / "state.pt")
+        with (fresh / "state.pt").open("wb") as handle:
+            torch.save(state or {}, handle)
 
     return write_checkpoint(folder, write, step=step, model=as_dict(model.config), **metadata)
+
+
+def named_weights(model: GPT) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model: a tied head is its token embedding."""
+    weights = model.state_dict()
+    if model.config.tie_weights:
+        del weights["head.weight"]
+    return weights
 
 
 def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: Any) -> Path:
@@ -68,13 +80,16 @@ def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: An
     folder = Path(folder)
     fresh, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.parent.exists():
+            folder.parent.mkdir(parents=True)
+            flush(folder.parent.parent)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         write(fresh)
-        document = json.dumps({"format": FORMAT, **metadata}, indent=2)
+        files = sorted([*(file.name for file in fresh.iterdir()), "checkpoint.json"])
+        document = json.dumps({"format": FORMAT, "files": files, **metadata}, indent=2)
         (fresh / "checkpoint.json").write_text(document + "\n", encoding="utf-8")
-        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(fresh.iterdir()))
+        sums = "".join(f"{_sha256(fresh / name)}  {name}\n" for name in files)
         (fresh / SUMS).write_text(sums, encoding="utf-8")
         for path in (*fresh.iterdir(), fresh):
             flush(path)
@@ -87,8 +102,10 @@ def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: An
         shutil.rmtree(fresh, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
+        reason = error.__context__ or error  # what the disk said, where torch.save says something else
         raise CheckpointError(
-            f"{folder} could not be written ({error}). Checkpoints written before are intact."
+            f"{folder} could not be written ({reason}). Checkpoints written before are intact: once the disk "
+            "takes files again, the run can be resumed from them."
         ) from error
     shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -101,19 +118,23 @@ def load_checkpoint(folder: Path) -> tuple[GPT, int]:
     """
     metadata = verify(folder)
     try:
-        model = GPT(GPTConfig(**metadata["model"]))
-    except (TypeError, ValueError) as error:
+        model, step = GPT(GPTConfig(**metadata["model"])), int(metadata["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: its model cannot be built here: {error}") from error
     load_weights(folder, model)
-    return model.eval(), int(metadata["step"])
+    return model.eval(), step
 
 
 def load_weights(folder: Path, model: GPT) -> None:
     """Copy a checkpoint's weights into a model.  Raises CheckpointError where a name or shape differs."""
+    folder = Path(folder)
     try:
-        missing, unexpected = model.load_state_dict(
-            load_file(Path(folder) / "model.safetensors"), strict=False
-        )
+        if any(folder.glob(SHARDS)) or any(hasattr(each, "full_tensor") for each in model.parameters()):
+            weights = named_weights(model)
+            read_shards(folder, weights)
+            missing, unexpected = [], sorted(stored_weights(folder) - weights.keys())
+        else:
+            missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: its weights do not fit this model: {error}") from error
     missing = [name for name in missing if not (model.config.tie_weights and name == "head.weight")]
@@ -129,7 +150,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: state.pt is damaged or holds more than numbers; nothing in it was run."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # foreign bytes: no list of what torch.load raises for them exists
         raise CheckpointError(f"{folder}: state.pt cannot be read ({error}).") from error
     return state
 
@@ -144,14 +165,18 @@ def verify(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: there is no such folder. `labkit runs checkpoints` lists them.")
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = [line.split("  ", 1) for line in lines]
-        for expected, name in sums:
-            if Path(name).name != name or _sha256(folder / name) != expected:
+        sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
+        for name, expected in sums.items():
+            if not name or Path(name).name != name:
+                raise CheckpointError(f"{folder} is damaged: {SUMS} is not what was written.")
+            if _sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder} is damaged: {name} is not what was written.")
-        if "checkpoint.json" not in [name for _, name in sums]:
-            raise CheckpointError(f"{folder} is not a whole checkpoint: {SUMS} does not list its files.")
+        if "checkpoint.json" not in sums:
+            raise CheckpointError(f"{folder} is damaged: {SUMS} does not list checkpoint.json.")
         metadata: dict[str, Any] = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         found = int(metadata["format"])
+        if found == FORMAT and sorted(sums) != metadata["files"]:
+            raise CheckpointError(f"{folder} is damaged: {SUMS} does not list {metadata['files']}.")
     except FileNotFoundError as error:
         name = Path(error.filename).name
         raise CheckpointError(f"{folder} is not a whole checkpoint: {name} is missing.") from error
@@ -179,9 +204,13 @@ def flush(path: Path) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace a file's text; a crash leaves the old one or the new one."""
     fresh = path.with_name(f".new-{path.name}")
-    fresh.write_text(text, encoding="utf-8")
-    flush(fresh)
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        flush(fresh)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     flush(path.parent)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import version
@@ -30,17 +31,19 @@ def environment(device: torch.device, precision: str, world: int = 1) -> dict[st
 
 
 def _git_state() -> str | None:
-    """The commit, with `+changes` where tracked files differ from it; None outside a repository."""
+    """The commit, with `+` and a checksum of the changes where Python files differ; None without git."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
+        commit, difference = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", "*.py")
+        return f"{commit}+{hashlib.sha256(difference.encode()).hexdigest()[:8]}" if difference else commit
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(project_root()), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=True, timeout=10
+    )
     return done.stdout.strip()
 
 

@@ -48,6 +48,21 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
     return optimizers[0] if len(optimizers) == 1 else Combined(*optimizers)
 
 
+def check_shapes(optimizer: AnyOptimizer) -> None:
+    """Refuse moments of another shape than their parameter: a fused step would read past their end.
+
+    Raises ValueError that names the shapes.
+    """
+    for each in optimizer.optimizers if isinstance(optimizer, Combined) else [optimizer]:
+        for parameter, moments in each.state.items():
+            for name, tensor in moments.items():
+                if tensor.ndim and tensor.shape != parameter.shape:
+                    raise ValueError(
+                        f"optimizer state: {name} has shape {tuple(tensor.shape)}, its parameter "
+                        f"{tuple(parameter.shape)}."
+                    )
+
+
 def freeze(model: nn.Module, prefixes: tuple[str, ...]) -> None:
     """Stop training the parameters whose names begin with a prefix.  Raises ValueError for one without."""
     for prefix in prefixes:

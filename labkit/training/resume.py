@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,38 +66,55 @@ def restore(trainer: Trainer, run: Run) -> int:
     Rows of later steps are dropped; `fit(trainer, run=run)` then continues as if nothing had happened, bit
     for bit on a CPU with the same number of threads.  Returns the step.
 
+    A run that was stopped before its first checkpoint starts again at step 0.
+
     Warns about damaged checkpoints that were passed over (they are renamed to damaged-…), and about
     whatever else differs from the last start: versions, device, threads, precision, code, settings.
-    Raises CheckpointError when there is no whole checkpoint, ValueError when the result would be wrong:
+    Raises CheckpointError when no checkpoint can be used, ValueError when the result would be wrong:
     another model shape, other data or another tokenizer.
     """
     with run.locked():
         before, now = run.config(), describe(trainer)
         _refuse_changes(run, before, now)
-        folder, metadata, damaged = run.newest_whole()
         starts = run.rows("environment")
         if starts and trainer.device.type == "cpu":
-            torch.set_num_threads(starts[-1]["threads"])
-        try:
-            load_weights(folder, trainer.model)
-            trainer.load_state(load_state(folder))
-            trainer.step, trainer.pending = int(metadata["step"]), list(metadata["pending"])
-            trainer.val_loss = metadata["val_loss"]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{folder} does not fit this trainer: {error}") from error
-        for path in run.checkpoints_path.glob("step-*"):
-            if path.name > folder.name.lstrip(".").removeprefix("old-").removeprefix("new-"):
-                path.rename(path.with_name(f"damaged-{path.name}"))
-        run.rewind(trainer.step, trainer.pending)
-        if damaged:
-            _warn(f"{' '.join(damaged)} Going on from {folder.name}, step {trainer.step}.")
-        differences = changes(before["train"], now["train"])
+            torch.set_num_threads(starts[-1].get("threads", torch.get_num_threads()))
+        if _never_saved(trainer, run):
+            _warn(f"Run {run.id} was stopped before its first checkpoint; it starts again at step 0.")
+        else:
+            folder, _, damaged = run.newest_whole(lambda path, metadata: _load(trainer, path, metadata))
+            folder = run.adopt(folder)
+            if damaged:
+                _warn(f"{' '.join(damaged)} Going on from {folder.name}, step {trainer.step}.")
+        if lost := run.rewind(trainer.step, trainer.pending):
+            _warn(f"{run.path / 'metrics.jsonl'} is damaged: {lost} of {trainer.step} steps have no row.")
+        differences = changes(before.get("train", {}), now["train"])
+        differences += changes({"prompt": before.get("prompt")}, {"prompt": now["prompt"]})
         if starts:
             last = {key: value for key, value in starts[-1].items() if key != "step"}
             differences += changes(last, environment(trainer.device, trainer.precision))
         if differences:
             _warn(f"run {run.id} goes on with differences, so results may differ: {'; '.join(differences)}.")
     return trainer.step
+
+
+def _never_saved(trainer: Trainer, run: Run) -> bool:
+    """Whether the run was stopped too early for a checkpoint, rather than having lost all it had."""
+    first = trainer.config.checkpoint_every or trainer.total_steps
+    reached = max((row.get("step", 0) for row in run.rows("metrics")), default=0)
+    return trainer.step == 0 and reached <= first and not any(run.checkpoints_path.glob("[!.]*"))
+
+
+def _load(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
+    try:
+        load_weights(folder, trainer.model)
+        trainer.load_state(load_state(folder))
+        trainer.step, trainer.pending = int(metadata["step"]), list(metadata["pending"])
+        trainer.val_loss = metadata["val_loss"]
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} does not fit this trainer: {error}") from error
 
 
 def _refuse_changes(run: Run, before: dict[str, Any], now: dict[str, Any]) -> None:

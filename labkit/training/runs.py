@@ -11,9 +11,10 @@ runs/<id>/   config.json        what the run was started with
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,11 @@ class Run:
             path = root / (name if number == 1 else f"{name}-{number}")
             try:
                 path.mkdir()
-                return cls(path)
+                break
             except FileExistsError:
                 number += 1
+        flush(root)
+        return cls(path)
 
     @classmethod
     def open(cls, name: str | Path, root: Path | None = None) -> Run:
@@ -74,6 +77,11 @@ class Run:
         for path in (Path(name), (root or runs_dir()) / name):
             if (path / "config.json").is_file():
                 return cls(path)
+            if (path / "checkpoints").is_dir():
+                raise ValueError(
+                    f"{path} has no config.json, so its training cannot go on. The model can still be "
+                    "loaded: load_checkpoint(folder) with a folder of its checkpoints."
+                )
         known = ", ".join(run.id for run in list_runs(root)) or "none yet; `labkit train` makes one"
         raise ValueError(f"There is no run {str(name)!r}. Runs: {known}.")
 
@@ -108,18 +116,33 @@ class Run:
         write_text_atomically(self.path / "config.json", text + "\n")
 
     def config(self) -> dict[str, Any]:
-        """What the run was started with."""
-        loaded: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        return loaded
+        """What the run was started with.  Raises ValueError for a damaged file."""
+        path = self.path / "config.json"
+        try:
+            loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return dict(loaded)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Put back a copy of it; or load the model alone: "
+                "load_checkpoint(folder) with a folder of the run's checkpoints."
+            ) from error
 
     def append(self, file: str, row: dict[str, Any]) -> None:
-        """Add one row to `metrics` or `samples`."""
+        """Add one row to `metrics`, `samples` or `environment`.  Raises OSError when it cannot be written."""
         line = json.dumps(row, ensure_ascii=False) + "\n"
-        with (self.path / f"{file}.jsonl").open("ab+") as handle:
-            if handle.tell():
-                handle.seek(-1, os.SEEK_END)
-                line = line if handle.read(1) == b"\n" else "\n" + line  # after a torn line
-            handle.write(line.encode())
+        path = self.path / f"{file}.jsonl"
+        try:
+            with path.open("ab+") as handle:
+                if handle.tell():
+                    handle.seek(-1, os.SEEK_END)
+                    line = line if handle.read(1) == b"\n" else "\n" + line  # after a torn line
+                handle.write(line.encode())
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{path} could not be written ({error.strerror}). The checkpoints are intact: once the disk "
+                "takes files again, the run can be resumed from them",
+            ) from error
 
     def rows(self, file: str) -> list[dict[str, Any]]:
         """All whole rows of `metrics`, `samples` or `environment`."""
@@ -132,33 +155,38 @@ class Run:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue  # the torn last line of a run that was cut off, or is being written
-            if isinstance(row, dict):
+            if isinstance(row, dict) and isinstance(row.get("step", 0), int):
                 yield line, row
 
-    def rewind(self, step: int, pending: list[str]) -> None:
-        """Drop the metrics and samples of later steps, and those of `step` that are still to come."""
+    def rewind(self, step: int, pending: list[str]) -> int:
+        """Drop the metrics and samples of later steps, those of `step` still to come, and torn lines.
+
+        Returns how many of the steps up to `step` have no row, because the file was damaged.
+        """
         for file in ("metrics", "samples"):
-            lines = list(self._lines(file))
             kept = [
                 line
-                for line, row in lines
+                for line, row in self._lines(file)
                 if row.get("step", 0) < step
                 or (row.get("step") == step and row.get("event", "sample") not in pending)
             ]
-            if len(kept) < len(lines):
-                text = "".join(line + "\n" for line in kept)
-                write_text_atomically(self.path / f"{file}.jsonl", text)
+            text = "".join(line + "\n" for line in kept)
+            path = self.path / f"{file}.jsonl"
+            if path.exists() and path.read_bytes() != text.encode():
+                write_text_atomically(path, text)
+        return step - len({row["step"] for row in self.rows("metrics") if row.get("event") == "step"})
 
     def flush(self) -> None:
         """Wait until all rows are on the disk."""
         for file in self.path.glob("*.jsonl"):
             flush(file)
+        flush(self.path)
 
     def metrics(self, event: str) -> pd.DataFrame:
         """The rows of one kind of event (`step` or `evaluation`) as a table."""
         import pandas as pd
 
-        rows = [row for row in self.rows("metrics") if row.pop("event") == event]
+        rows = [row for row in self.rows("metrics") if row.pop("event", None) == event]
         return pd.DataFrame(rows)
 
     def checkpoints(self) -> list[CheckpointInfo]:
@@ -172,9 +200,12 @@ class Run:
                 continue  # damaged, or pruned while we look
         return sorted(found, key=lambda info: info.step)
 
-    def newest_whole(self) -> tuple[Path, dict[str, Any], list[str]]:
+    def newest_whole(
+        self, load: Callable[[Path, dict[str, Any]], None] | None = None
+    ) -> tuple[Path, dict[str, Any], list[str]]:
         """The newest whole checkpoint, its metadata, and why each newer one cannot be used.
 
+        load: called with folder and metadata; a checkpoint it raises CheckpointError for is passed over.
         Raises CheckpointError when there is none.
         """
         folders = self.checkpoints_path.glob("*step-*")
@@ -183,24 +214,52 @@ class Run:
             if path.name.startswith("damaged"):
                 continue
             try:
-                return path, verify(path), wrong
+                metadata = verify(path)
+                if load:
+                    load(path, metadata)
+                return path, metadata, wrong
             except CheckpointError as error:
                 if not path.name.startswith("."):
                     wrong.append(str(error))
         found = f" {' '.join(wrong)}" if wrong else f" {self.checkpoints_path} holds none."
         raise CheckpointError(f"Run {self.id} has no whole checkpoint.{found}")
 
+    def adopt(self, folder: Path) -> Path:
+        """Go on from a whole checkpoint: what is newer is renamed to damaged-…, never deleted.
+
+        Returns its path, which is another one where a crash had left it under a temporary name.
+        """
+        own = folder.with_name(folder.name.removeprefix(".old-").removeprefix(".new-"))
+        for path in self.checkpoints_path.glob("step-*"):
+            if path != folder and path.name >= own.name:
+                aside = path.with_name(f"damaged-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+        if folder != own:
+            folder.rename(own)
+        flush(self.checkpoints_path)
+        return own
+
     def keep(self, saved: CheckpointInfo, keep_last: int) -> None:
-        """Move `latest`, and `best` where it is that; then delete all but the newest keep_last and best."""
+        """Move `best` to the lowest held-out loss and `latest` to `saved`; then delete what is older.
+
+        The newest keep_last and the best stay, and so does what was renamed to damaged-….
+        """
         root = self.checkpoints_path
-        if saved.val_loss is not None and saved.val_loss < self._best_loss():
-            write_text_atomically(root / "best", f"{saved.path.name}\n")
+        older = [each for each in self.checkpoints() if each.step <= saved.step]
+        evaluated = [
+            (each.val_loss, each.step, each.path)
+            for each in older
+            if each.val_loss is not None and math.isfinite(each.val_loss)
+        ]
+        best = min(evaluated)[2] if evaluated else None
+        if best and best != self.pointer("best"):
+            write_text_atomically(root / "best", f"{best.name}\n")
         write_text_atomically(root / "latest", f"{saved.path.name}\n")
-        best = self.pointer("best")
-        older = [each.path for each in self.checkpoints() if each.step <= saved.step]
+        kept = {best, *(each.path for each in older[-keep_last:])}
         leftovers = [*root.glob(".new-step-*"), *root.glob(".old-step-*")]
-        for path in [*older[:-keep_last], *leftovers]:
-            if path != best:
+        for path in [*(each for each in root.glob("step-*") if each.name < saved.path.name), *leftovers]:
+            if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
     def pointer(self, name: str) -> Path | None:
@@ -212,15 +271,15 @@ class Run:
         path = self.checkpoints_path / Path(folder or "-").name
         return path if path.is_dir() else None
 
-    def _best_loss(self) -> float:
-        best = self.pointer("best")
-        losses = [each.val_loss for each in self.checkpoints() if each.path == best]
-        return losses[0] if losses and losses[0] is not None else float("inf")
-
     def load(self) -> tuple[GPT, Tokenizer]:
         """The model of the newest whole checkpoint and its tokenizer.  Raises CheckpointError without one."""
-        model, _ = load_checkpoint(self.newest_whole()[0])
-        return model, load_tokenizer(self.path / "tokenizer.json")
+        while True:
+            folder, _, _ = self.newest_whole()
+            try:
+                return load_checkpoint(folder)[0], load_tokenizer(self.path / "tokenizer.json")
+            except CheckpointError:
+                if folder.is_dir():
+                    raise  # else it was renamed or pruned by the training while we read
 
 
 def list_runs(root: Path | None = None) -> list[Run]:

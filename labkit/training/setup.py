@@ -72,8 +72,14 @@ def rebuild_trainer(run: Run, device: str | None = None) -> Trainer:
             f"Run {run.id} was started in a notebook. Build its trainer there again, then "
             "restore(trainer, run) and fit(trainer, run=run)."
         )
-    train, data = TrainConfig(**source.pop("train")), DataConfig(**source.pop("data"))
-    return build_trainer(**source, train=train, data=data, device=device)
+    try:
+        train, data = TrainConfig(**source.pop("train")), DataConfig(**source.pop("data"))
+        return build_trainer(**source, train=train, data=data, device=device)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run.path / 'config.json'} is damaged, or of another version of labkit ({error}). "
+            "Put back a copy of it."
+        ) from error
 
 
 def load_data(

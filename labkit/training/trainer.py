@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from labkit.analysis import evaluate_loss, perplexity
+from labkit.analysis import perplexity
+from labkit.analysis.evaluate import summed_loss
 from labkit.config import SampleConfig, TrainConfig
 from labkit.device import best_device, choose_precision, set_threads
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
 from labkit.text.windows import IGNORE, Ids
+from labkit.training.distributed import Ranks, whole
 from labkit.training.events import (
     Checkpoint,
     End,
@@ -28,7 +30,7 @@ from labkit.training.events import (
     Step,
     TrainingDivergedError,
 )
-from labkit.training.optimizer import build_optimizer, freeze
+from labkit.training.optimizer import build_optimizer, check_shapes, freeze
 from labkit.training.schedule import warmup_cosine, warmup_stable_decay
 
 TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
@@ -44,8 +46,10 @@ class Trainer:
     tokenizer and prompt are needed only for samples during training.
 
     The batch of a step and its dropout depend on (config.seed, step) alone; evaluation and samples draw
-    from generators of their own.  Raises ValueError for text too short for one window, or for samples
-    asked for without a tokenizer or from a prompt that it cannot read.
+    from generators of their own.  Where several processes have been joined (`launched`), each reads its
+    rows of the same batches, and all give the same events.
+    Raises ValueError for text too short for one window, for a batch that cannot be shared equally, or for
+    samples asked for without a tokenizer or from a prompt that it cannot read.
     """
 
     def __init__(
@@ -68,8 +72,10 @@ class Trainer:
         self.config, self.tokenizer, self.prompt, self.source = config, tokenizer, prompt, source
         self.prompt_ids = _encode_prompt(tokenizer, prompt) if config.sample_every and tokenizer else []
 
+        self.ranks = Ranks()
         context = model.config.context_length
         self.data = _batches(train, context, config)
+        _check_shares(self.data.batch_size, self.ranks.world)
         windows = val if isinstance(val, WindowDataset | SequenceDataset) else WindowDataset(val, context)
         count = config.eval_windows
         self.val_inputs, self.val_targets = next(windows.batches(count, limit=count))
@@ -80,9 +86,10 @@ class Trainer:
         self.model = model.to(self.device)
         self.model.activation_checkpointing = config.activation_checkpointing
         freeze(model, config.freeze)
+        loss = self.ranks.wrap(model, config)
         self.optimizer = build_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self._loss = torch.compile(model.loss) if config.compile else model.loss
+        self._loss = torch.compile(loss) if config.compile else loss
         self.step = 0
         self.pending = ["evaluation"]
         """What is still to come between this step and the next: evaluation, sample, checkpoint."""
@@ -112,7 +119,9 @@ class Trainer:
         """
         while True:
             while self.pending:
-                yield self._make(self.pending.pop(0))
+                event = self._make(self.pending[0])
+                del self.pending[0]
+                yield event
             if self.step == self.total_steps:
                 break
             step = self._train_step()
@@ -145,10 +154,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * (group["peak"] / self.config.learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(*self.data.batch(self.step)).item()
+        inputs, targets = self.data.batch(self.step, rank=self.ranks.rank, world=self.ranks.world)
+        loss = self.ranks.sum(self._backward(inputs, targets).item()) / self.ranks.world
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # Combined is one in all it needs
         clip = self.config.grad_clip or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip).item()
+        grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip)).item()
         if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self._scale_can_fall()):
             raise TrainingDivergedError(self._divergence_message(loss, grad_norm, learning_rate))
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]
@@ -157,18 +167,28 @@ class Trainer:
         return Step(self.step, loss, learning_rate, grad_norm, self.step * self.data.tokens_per_step)
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum the gradients of the mean loss over all targets, in passes of micro_batch_size sequences."""
+        """Sum the gradients of the mean loss over all targets, in passes of micro_batch_size sequences.
+
+        The gradients of all processes are averaged, so each counts its targets world times.
+        """
         size = self.config.micro_batch_size or len(inputs)
-        counted = int((targets != IGNORE).sum())
+        world = self.ranks.world
+        counted = self.ranks.sum(int((targets != IGNORE).sum()))
         total = torch.zeros((), device=self.device)
-        with _seeded(self.config.seed * 1_000_003 + self.step, self.device):  # dropout
-            for some_inputs, some_targets in zip(inputs.split(size), targets.split(size), strict=True):
-                share = int((some_targets != IGNORE).sum()) / counted if counted else 1.0
-                if share:
+        passes = list(zip(inputs.split(size), targets.split(size), strict=True))
+        seed = self.config.seed * 1_000_003 + self.step + self.ranks.rank * 2_654_435_761
+        with _seeded(seed, self.device):  # dropout
+            for number, (some_inputs, some_targets) in enumerate(passes, start=1):
+                share = world * int((some_targets != IGNORE).sum()) / counted if counted else 1.0
+                if not share:
+                    if world == 1:
+                        continue
+                    some_targets = some_inputs  # any: times 0, but every process takes every pass
+                with self.ranks.pass_(last=number == len(passes)):
                     with self._autocast():
                         loss = self._loss(some_inputs.to(self.device), some_targets.to(self.device)) * share
                     self.scaler.scale(loss).backward()
-                    total += loss.detach()
+                total += loss.detach()
         return total
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -189,7 +209,8 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         with self._autocast():
-            self.val_loss = evaluate_loss(self.model, self.val_inputs, self.val_targets)
+            total, count = summed_loss(self.model, *self.ranks.rows(self.val_inputs, self.val_targets))
+        self.val_loss = self.ranks.sum(total) / self.ranks.sum(count)
         return Evaluation(self.step, self.val_loss, perplexity(self.val_loss))
 
     def _sample(self) -> Sample:
@@ -223,6 +244,7 @@ class Trainer:
             for group in self.optimizer.param_groups
         ]
         self.optimizer.load_state_dict(state["optimizer"])
+        check_shapes(self.optimizer)
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
         if state["scaler"]:
@@ -242,6 +264,15 @@ def _batches(train: TrainingData, context_length: int, config: TrainConfig) -> B
             )
         return ShuffledWindows(train, size, config.seed)
     return TokenStream(train, context_length, size, config.seed)
+
+
+def _check_shares(sequences: int, world: int) -> None:
+    if sequences % world:
+        nearest = max(1, round(sequences / world)) * world
+        raise ValueError(
+            f"Trainer: {world} processes cannot share {sequences} sequences per step equally. Choose a "
+            f"batch_size that {world} divides, such as {nearest}."
+        )
 
 
 def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
