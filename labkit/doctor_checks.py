@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from labkit.config import GPTConfig, TrainConfig
-from labkit.device import best_device, describe_device
+from labkit.device import best_device, choose_precision, describe_device
 from labkit.model import GPT
 from labkit.text import Corpus, Tokenizer, build_tokenizer, load_corpus
 
@@ -90,10 +90,14 @@ def _packages(_: Plan) -> Finding:
     return "ok", f"{len(needed)} as required; torch {torch.__version__}"
 
 
-def _device(_: Plan) -> Finding:
+def _device(plan: Plan) -> Finding:
     device = best_device()
     free, total = _memory(device)
-    return "ok", f"{describe_device(device)}; {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    precision, fast = (choose_precision(each, device) for each in (plan.train.precision, "auto"))
+    found = f"{describe_device(device)}; {free / GIB:.1f} of {total / GIB:.1f} GiB free; {precision}"
+    if precision not in ("fp32", fast):
+        return "warn", found, f"This device is slow at {precision}; it does {fast} fast: precision='auto'."
+    return "ok", found
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
@@ -105,8 +109,8 @@ def _memory(device: torch.device) -> tuple[int, int]:
 
 
 def _disk(plan: Plan) -> Finding:
-    # Weights and two moments; the old checkpoint stays until the new one is whole.
-    needed = 2 * 12 * plan.parameters
+    # Weights and two moments in each; the last ones and the best stay beside the new one.
+    needed = (plan.train.keep_last + 2) * 12 * plan.parameters
     free = shutil.disk_usage(_existing(plan.out)).free
     found = f"{free / GIB:.1f} GiB free, checkpoints need {_size(needed)}"
     if free < needed:
@@ -155,7 +159,7 @@ def _windows(plan: Plan) -> Finding:
         mend = f"Use a stride of at most {context}, or that text is never seen."
         return "warn", f"{found}; {stride - context} tokens skipped between windows", mend
     steps = plan.train.total_steps(tokens["train"], context)
-    passes = steps * plan.train.batch_size * context / tokens["train"]
+    passes = steps * plan.train.sequences_per_step(context) * context / tokens["train"]
     found += f"; {steps:,} steps read each token {passes:.2g} times"
     if passes > 20:
         return "warn", found, "So much repetition memorises the text: train shorter or add text."
@@ -179,33 +183,33 @@ def _shapes(plan: Plan) -> Finding:
 
 def _memory_needed(plan: Plan) -> Finding:
     fixed = BYTES_PER_PARAMETER * plan.parameters
-    per_sequence = sequence_bytes(plan.model)
-    needed = fixed + per_sequence * plan.train.batch_size
+    per_sequence = sequence_bytes(plan.model, plan.train.activation_checkpointing)
+    at_once = plan.train.micro_batch_size or plan.train.sequences_per_step(plan.model.context_length)
+    needed = fixed + per_sequence * at_once
     free, _ = _memory(best_device())
-    found = (
-        f"about {_size(needed)} ({_size(fixed)} weights, gradients and moments, the rest for batches of "
-        f"{plan.train.batch_size}), {_size(free)} free"
-    )
+    parts = f"{_size(fixed)} weights, gradients and moments, the rest for batches of {at_once}"
+    found = f"about {_size(needed)} ({parts}), {_size(free)} free"
     if needed <= 0.8 * free:
         return "ok", found
     status: Status = "fail" if needed > free else "warn"
     fits = int((0.8 * free - fixed) // per_sequence)
     if fits >= 1:
-        return status, found, f"Use batch_size={fits} or less, or a shorter context_length."
+        return status, found, f"Use micro_batch_size={fits} or less, or a shorter context_length."
     return status, found, "Even one sequence does not fit: use a smaller model or vocabulary."
 
 
-def sequence_bytes(config: GPTConfig) -> int:
+def sequence_bytes(config: GPTConfig, activation_checkpointing: bool = False) -> int:
     """What training keeps in memory for one sequence, in bytes: an estimate from above, in float32.
 
     Per position and layer about ten vectors of d_model (norms, q, k, v, residuals) and two or three of d_ff;
     scores only with dropout on attention, without which they are never held; logits and their gradient.
+    With activation checkpointing one layer at a time, and the input of every layer.
     """
     feed_forward = 3 if config.activation == "swiglu" else 2
-    per_position = config.n_layers * (10 * config.d_model + feed_forward * config.ff_dim)
-    if config.attention_dropout:
-        per_position += 3 * config.n_layers * config.n_heads * config.context_length
-    per_position += 3 * config.vocab_size
+    scores = 3 * config.n_heads * config.context_length if config.attention_dropout else 0
+    layer = 10 * config.d_model + feed_forward * config.ff_dim + scores
+    layers = layer + config.n_layers * config.d_model if activation_checkpointing else config.n_layers * layer
+    per_position = layers + 3 * config.vocab_size
     return 4 * per_position * config.context_length
 
 

@@ -170,7 +170,7 @@ def test_parameters_are_counted_without_making_them(text: Path) -> None:
 @pytest.mark.parametrize(
     ("batches", "status", "mend"),
     [
-        (12.5, "warn", "Use batch_size=10 or less"),
+        (12.5, "warn", "Use micro_batch_size=10 or less"),
         (6, "fail", "batch_size=4"),
         (0.5, "fail", "smaller model"),
     ],
@@ -187,6 +187,25 @@ def test_short_memory(
     monkeypatch.setattr(doctor_checks, "best_device", lambda: torch.device("cpu"))
     check = found("memory", text, model=model, train=TrainConfig(max_steps=1, batch_size=12))
     expect(check, status, "free", mend.split("=")[0])
+
+
+@pytest.mark.parametrize("settings", [{"micro_batch_size": 3}, {"activation_checkpointing": True}])
+def test_less_is_needed_with(settings: dict[str, Any], text: Path) -> None:
+    def rest(**train: Any) -> float:
+        deep = dataclasses.replace(MODEL, n_layers=20)
+        plan = TrainConfig(max_steps=1, batch_size=480, **train)
+        detail = found("memory", text, model=deep, train=plan).detail
+        return float(detail.split("about ")[1].split(" ")[0])
+
+    assert rest(**settings) < 0.7 * rest()
+
+
+def test_a_precision_that_is_slow_here(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(doctor_checks, "best_device", lambda: torch.device("cpu"))
+    expect(found("device", text, train=TrainConfig(max_steps=1)), "ok", "fp32", "")
+    check = found("device", text, train=TrainConfig(max_steps=1, precision="bf16"))
+    expect(check, "warn", "bf16", "precision='auto'")
 
 
 @pytest.mark.parametrize(
