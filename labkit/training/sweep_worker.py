@@ -34,10 +34,14 @@ def work(folder: Path, weights: Path, device: str, parent: int) -> bool:
         device=device,
         init_from=settings["init_from"],
     )
-    if run.checkpoints():
+    if any(checkpoint.step for checkpoint in run.checkpoints()):
         restore(trainer, run)
     else:
-        for file in ("config.json", "metrics.jsonl", "samples.jsonl"):  # of a run cut off before it saved
+        for file in (
+            "config.json",
+            "metrics.jsonl",
+            "samples.jsonl",
+        ):  # of a run cut off before its first step was saved
             (folder / file).unlink(missing_ok=True)
     if not fit(trainer, run=run, progress=False, callbacks=(stop_without(parent),)):
         return False
