@@ -13,6 +13,7 @@ Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "wsd", "constant"]
+Parallel = Literal["ddp", "fsdp"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TokenizerName = Literal["char", "bpe", "gpt2"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
@@ -174,6 +175,8 @@ class TrainConfig:
     """Compute each block again in the backward pass: less memory, about a third more time."""
     compile: bool = False
     """Compile the forward and backward pass: a minute at the start, faster steps on a GPU."""
+    parallel: Parallel = "ddp"
+    """Under torchrun. ddp: every process holds the model; fsdp: its weights are split among them."""
     threads: int | None = None
     """CPU threads; PyTorch's choice when not given."""
     seed: int = 0

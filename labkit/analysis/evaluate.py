@@ -12,7 +12,6 @@ from torch import Tensor
 from labkit.model import GPT
 
 
-@torch.no_grad()
 def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int = 64) -> float:
     """Mean cross-entropy in nats per token; targets of -100 do not count.
 
@@ -21,6 +20,13 @@ def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: in
     """
     if len(inputs) == 0 or not bool((targets != -100).any()):
         raise ValueError("evaluate_loss: there is no target to predict; give at least one window of text.")
+    total, count = summed_loss(model, inputs, targets, batch_size=batch_size)
+    return total / count
+
+
+@torch.no_grad()
+def summed_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int = 64) -> tuple[float, int]:
+    """Summed cross-entropy in nats, and how many targets it is the sum of; else as `evaluate_loss`."""
     device = model.token_embedding.weight.device
     was_training = model.training
     model.eval()
@@ -35,7 +41,7 @@ def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: in
             count += int((flat != -100).sum())
     finally:
         model.train(was_training)
-    return total / count
+    return total, count
 
 
 def perplexity(loss: float) -> float:

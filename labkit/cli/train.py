@@ -25,21 +25,27 @@ def train(
 ) -> int:
     """Train a model and record the run in runs/NAME.
 
+    With several GPUs or machines: torchrun --nproc-per-node 2 -m labkit train …
+
     Args:
         name: Name of the run; the preset and the corpus when not given.
         prompt: Where samples start.
         device: cpu, cuda or mps; the best there is when not given.
         init_from: Run whose weights to begin with.
     """
-    from labkit.training import Run, build_trainer
+    from labkit.training import build_trainer
+    from labkit.training.distributed import launched
+    from labkit.training.resume import start
 
     shape = {key: value for key, value in asdict(model).items() if value is not None and key != "preset"}
-    trainer = build_trainer(
-        model.preset, shape, train, data, prompt=prompt, device=device, init_from=init_from
-    )
-    run = Run.create(name or f"{model.preset}-{_plain(data.sequences or data.corpus)}")
-    print(f"run {run.id}: {trainer.model.num_parameters():,} parameters, {trainer.total_steps:,} steps")
-    return _fit(trainer, run)
+    with launched(device) as ranks:
+        trainer = build_trainer(
+            model.preset, shape, train, data, prompt=prompt, device=device, init_from=init_from
+        )
+        run = start(trainer, name or f"{model.preset}-{_plain(data.sequences or data.corpus)}")
+        parameters = f"{trainer.model.num_parameters():,} parameters"
+        ranks.print(f"run {run.id}: {parameters}, {trainer.total_steps:,} steps")
+        return _fit(trainer, run)
 
 
 def resume(run: Positional[str], device: str | None = None) -> int:
@@ -50,30 +56,35 @@ def resume(run: Positional[str], device: str | None = None) -> int:
         device: cpu, cuda or mps; the best there is when not given.
     """
     from labkit.training import Run, rebuild_trainer, restore
+    from labkit.training.distributed import launched
 
     stopped = Run.open(run)
-    trainer = rebuild_trainer(stopped, device)
-    step = restore(trainer, stopped)
-    if trainer.step == trainer.total_steps and not trainer.pending:
-        print(f"run {stopped.id} is finished already, at step {step:,}. Write with it: labkit sample {run}")
-        return 0
-    print(f"run {stopped.id}: going on from step {step:,} of {trainer.total_steps:,}")
-    return _fit(trainer, stopped)
+    with launched(device) as ranks:
+        trainer = rebuild_trainer(stopped, device)
+        step = restore(trainer, stopped)
+        if trainer.step == trainer.total_steps and not trainer.pending:
+            end = f"finished already, at step {step:,}. Write with it: labkit sample {run}"
+            ranks.print(f"run {stopped.id} is {end}")
+            return 0
+        ranks.print(f"run {stopped.id}: going on from step {step:,} of {trainer.total_steps:,}")
+        return _fit(trainer, stopped)
 
 
 def _fit(trainer: Trainer, run: Run) -> int:
     from labkit.training import CheckpointError, TrainingDivergedError, fit
+    from labkit.training.distributed import LostProcessError, command
 
+    resume = f"{command()} resume {run.id}"
     try:
         finished = fit(trainer, run=run)
-    except (CheckpointError, OSError, TrainingDivergedError) as error:
-        raise RuntimeError(f"{error}\nTo go on with run {run.id}: labkit resume {run.id}") from error
+    except (CheckpointError, OSError, TrainingDivergedError, LostProcessError) as error:
+        raise RuntimeError(f"{error}\nTo go on with run {run.id}: {resume}") from error
     if finished:
-        print(f"run {run.id} finished. Write with it: labkit sample {run.id}")
+        trainer.ranks.print(f"run {run.id} finished. Write with it: labkit sample {run.id}")
         return 0
-    print(
+    trainer.ranks.print(
         f"run {run.id} stopped at step {trainer.step}; the checkpoint is saved. "
-        f"Go on: labkit resume {run.id}. Write with it: labkit sample {run.id}"
+        f"Go on: {resume}. Write with it: labkit sample {run.id}"
     )
     return 130
 

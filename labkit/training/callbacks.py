@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
-from labkit.training.checkpoint import CheckpointError
+from labkit.training.checkpoint import CheckpointError, flush
+from labkit.training.distributed import LostProcessError, is_loss
 from labkit.training.environment import environment
 from labkit.training.events import Checkpoint, Evaluation, Event, Sample, Step, TrainingDivergedError
 from labkit.training.resume import describe, save
@@ -56,6 +57,8 @@ class RunRecorder:
 
     def __init__(self, trainer: Trainer, run: Run) -> None:
         self.trainer, self.run = trainer, run
+        if trainer.ranks.rank:
+            return  # the first process writes
         rows = run.rows("metrics")
         reached = [row.get("step", 0) for row in rows] + [each.step for each in run.checkpoints()]
         if reached and (trainer.step == 0 or max(reached) > trainer.step):
@@ -67,19 +70,25 @@ class RunRecorder:
         self.start = time.perf_counter() - self.seconds
         if not (run.path / "config.json").exists():
             run.write_config(describe(trainer))
-        run.append("environment", {"step": trainer.step, **environment(trainer.device, trainer.precision)})
+        run.append(
+            "environment",
+            {"step": trainer.step, **environment(trainer.device, trainer.precision, trainer.ranks.world)},
+        )
         if trainer.tokenizer:
             trainer.tokenizer.save(run.path / "tokenizer.json")
+            flush(run.path / "tokenizer.json")
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Step | Evaluation):
+        if isinstance(event, Checkpoint):
+            self.save()
+        elif self.trainer.ranks.rank:
+            pass
+        elif isinstance(event, Step | Evaluation):
             kind = type(event).__name__.lower()
             self.seconds = max(self.seconds, round(time.perf_counter() - self.start, 3))
             self.run.append("metrics", {"event": kind, **asdict(event), "seconds": self.seconds})
         elif isinstance(event, Sample):
             self.run.append("samples", asdict(event))
-        elif isinstance(event, Checkpoint):
-            self.save()
 
     def save(self) -> None:
         """Write the trainer's state as the run's newest checkpoint.  Raises CheckpointError if it cannot."""
@@ -98,18 +107,20 @@ def fit(
     callbacks: functions that are called with every event, after it is recorded.
     Ctrl-C (or the notebook's stop button, or SIGTERM) lets the step finish, saves a checkpoint and returns
     False; a second one stops at once.  TrainingDivergedError is passed on after the last good state is
-    saved.  Raises RuntimeError when another process writes this run.
+    saved.  Raises RuntimeError when another process writes this run, LostProcessError when one of those that
+    train together is gone.
     """
-    with run.locked() if run else nullcontext():
+    first = trainer.ranks.rank == 0
+    with run.locked() if run and first else nullcontext():
         recorder = RunRecorder(trainer, run) if run else None
-        bar = ProgressBar(trainer) if progress else None
+        bar = ProgressBar(trainer) if progress and first else None
         listeners = [each for each in (recorder, bar, *callbacks) if each is not None]
         try:
             with _interrupt_flag() as interrupted:
                 for event in trainer.events():
                     for listener in listeners:
                         listener(event)
-                    if interrupted.is_set() and trainer.step < trainer.total_steps:
+                    if trainer.ranks.any(interrupted.is_set()) and trainer.step < trainer.total_steps:
                         if recorder:
                             recorder.save()
                         return False
@@ -119,6 +130,10 @@ def fit(
                     recorder.save()
             except CheckpointError as failed:
                 raise TrainingDivergedError(f"{error} {failed}") from failed
+            raise
+        except RuntimeError as error:
+            if is_loss(error):
+                raise LostProcessError(f"Another process was lost at step {trainer.step}.") from error
             raise
         finally:
             if bar:

@@ -14,10 +14,15 @@ from labkit.training.checkpoint import (
     CheckpointInfo,
     load_state,
     load_weights,
+    named_weights,
     save_checkpoint,
+    write_checkpoint,
+    write_text_atomically,
 )
+from labkit.training.distributed import launch_id, restarted
 from labkit.training.environment import changes, environment
-from labkit.training.runs import Run
+from labkit.training.runs import Run, runs_dir
+from labkit.training.sharding import optimized, place_moments, split_moments, write_shards
 from labkit.training.trainer import Trainer
 
 
@@ -41,23 +46,62 @@ def save(trainer: Trainer, run: Run) -> CheckpointInfo:
     Raises CheckpointError when it cannot be written; the checkpoints before it are intact then.
     """
     folder = run.checkpoints_path / f"step-{trainer.step:08d}"
+    saved = CheckpointInfo(folder, trainer.step, trainer.val_loss)
+    metadata = {"pending": trainer.pending, "val_loss": trainer.val_loss}
+    first = trainer.ranks.rank == 0
     try:
-        run.flush()  # rows must not be younger than the checkpoint that counts on them
-        save_checkpoint(
-            folder,
-            trainer.model,
-            trainer.step,
-            state=trainer.state(),
-            pending=trainer.pending,
-            val_loss=trainer.val_loss,
-        )
-        saved = CheckpointInfo(folder, trainer.step, trainer.val_loss)
-        run.keep(saved, trainer.config.keep_last)
+        if first:
+            run.flush()  # rows must not be younger than the checkpoint that counts on them
+        if trainer.ranks.sharded:
+            _save_shards(folder, trainer, metadata)
+        elif first:
+            save_checkpoint(folder, trainer.model, trainer.step, state=trainer.state(), **metadata)
+        if first:
+            run.keep(saved, trainer.config.keep_last)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint of step {trainer.step} could not be written ({error}). Older ones are intact."
         ) from error
     return saved
+
+
+def _save_shards(folder: Path, trainer: Trainer, metadata: dict[str, Any]) -> None:
+    """Write a checkpoint to which each process adds its part; the first one makes it and makes it whole."""
+    model, ranks, state = trainer.model, trainer.ranks, trainer.state()
+    names, _ = optimized(model, trainer.optimizer)
+    tensors = named_weights(model) | split_moments(state["optimizer"], names)
+
+    def write(fresh: Path) -> None:
+        ranks.broadcast(fresh)
+        write_shards(fresh, tensors)
+        torch.save(state, fresh / "state.pt")
+
+    if ranks.rank == 0:
+        described = {"step": trainer.step, "model": as_dict(model.config), "layout": "sharded"}
+        write_checkpoint(folder, write, **described, **metadata)
+    else:
+        write_shards(ranks.broadcast(), tensors)
+
+
+def start(trainer: Trainer, name: str) -> Run:
+    """A new run; or, when torchrun has started the processes again, the one they began, restored."""
+    run, began = trainer.ranks.broadcast(_begin(name) if trainer.ranks.rank == 0 else None)
+    if began:
+        restore(trainer, run)
+    return run
+
+
+def _begin(name: str) -> tuple[Run, bool]:
+    """A run, and whether it has begun already."""
+    launch = launch_id()
+    if launch and restarted():
+        for file in runs_dir().glob("*/launch"):
+            if file.read_text(encoding="utf-8") == launch:
+                return Run(file.parent), (file.parent / "config.json").exists()
+    run = Run.create(name)
+    if launch:
+        write_text_atomically(run.path / "launch", launch)
+    return run, False
 
 
 def restore(trainer: Trainer, run: Run) -> int:
@@ -73,17 +117,34 @@ def restore(trainer: Trainer, run: Run) -> int:
     Raises CheckpointError when no checkpoint can be used, ValueError when the result would be wrong:
     another model shape, other data or another tokenizer.
     """
+    ranks = trainer.ranks
+    if ranks.rank == 0:
+        ranks.broadcast((_restore(trainer, run), torch.get_num_threads()))
+    else:
+        found, threads = ranks.broadcast()
+        torch.set_num_threads(threads)
+        if found:
+            _load(trainer, *found)
+    ranks.any(False)  # none goes on, and deletes old checkpoints, before all have read theirs
+    return trainer.step
+
+
+def _restore(trainer: Trainer, run: Run) -> tuple[Path, dict[str, Any]] | None:
+    """What `restore` does in the first process.  Returns what the others have to load."""
+    found = None
+    world = trainer.ranks.world
     with run.locked():
         before, now = run.config(), describe(trainer)
         _refuse_changes(run, before, now)
         starts = run.rows("environment")
-        if starts and trainer.device.type == "cpu":
+        if starts and trainer.device.type == "cpu" and starts[-1].get("processes") == world:
             torch.set_num_threads(starts[-1].get("threads", torch.get_num_threads()))
         if _never_saved(trainer, run):
             _warn(f"Run {run.id} was stopped before its first checkpoint; it starts again at step 0.")
         else:
-            folder, _, damaged = run.newest_whole(lambda path, metadata: _load(trainer, path, metadata))
+            folder, metadata, damaged = run.newest_whole(lambda *found: _load(trainer, *found))
             folder = run.adopt(folder)
+            found = folder, metadata
             if damaged:
                 _warn(f"{' '.join(damaged)} Going on from {folder.name}, step {trainer.step}.")
         if lost := run.rewind(trainer.step, trainer.pending):
@@ -92,10 +153,10 @@ def restore(trainer: Trainer, run: Run) -> int:
         differences += changes({"prompt": before.get("prompt")}, {"prompt": now["prompt"]})
         if starts:
             last = {key: value for key, value in starts[-1].items() if key != "step"}
-            differences += changes(last, environment(trainer.device, trainer.precision))
+            differences += changes(last, environment(trainer.device, trainer.precision, world))
         if differences:
             _warn(f"run {run.id} goes on with differences, so results may differ: {'; '.join(differences)}.")
-    return trainer.step
+    return found
 
 
 def _never_saved(trainer: Trainer, run: Run) -> bool:
@@ -108,12 +169,14 @@ def _never_saved(trainer: Trainer, run: Run) -> bool:
 def _load(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
     try:
         load_weights(folder, trainer.model)
-        trainer.load_state(load_state(folder))
+        state = load_state(folder)
+        place_moments(folder, state["optimizer"], *optimized(trainer.model, trainer.optimizer))
+        trainer.load_state(state)
         trainer.step, trainer.pending = int(metadata["step"]), list(metadata["pending"])
         trainer.val_loss = metadata["val_loss"]
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{folder} does not fit this trainer: {error}") from error
 
 

@@ -1,0 +1,190 @@
+"""Several processes train one model together: each reads its part of every batch, and the first one writes.
+
+torchrun starts the processes.  ddp: each holds the whole model, gradients are averaged.  fsdp: weights,
+gradients and moments are split among them, and a block's weights are put together while it computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labkit.config import TrainConfig
+from labkit.device import best_device
+from labkit.model import GPT
+from labkit.text.windows import IGNORE
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for one that is alive and silent; one that dies is noticed at once."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of this training has died or stopped answering."""
+
+
+class Ranks:
+    """The processes that train together: one, or those that `launched` has joined.
+
+    rank: the number of this process; 0 writes.  world: how many there are.
+    `sum`, `any` and `broadcast` wait for all of them, so all have to call them, in the same order.
+    """
+
+    def __init__(self) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if joined else 0
+        self.world = dist.get_world_size() if joined else 1
+        self.sharded = False
+        """Whether the weights are split among the processes."""
+        self._module: Any = None
+
+    def wrap(self, model: GPT, config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+        """The model's loss; its gradients are the mean of those of all processes.
+
+        With fsdp the model is split in place.  Raises ValueError for Muon with fsdp.
+        """
+        if self.world == 1:
+            return model.loss
+        if config.parallel == "ddp":
+            self._module = nn.parallel.DistributedDataParallel(_Loss(model), broadcast_buffers=False)
+            return self._module
+        if config.optimizer == "muon":
+            raise ValueError(
+                "TrainConfig: optimizer='muon' needs whole matrices, and with parallel='fsdp' each process "
+                "holds a part of them. Choose parallel='ddp' or optimizer='adamw'."
+            )
+        self._module, self.sharded = model, True
+        _split(model, self.world)
+        return model.loss
+
+    def pass_(self, last: bool) -> AbstractContextManager[Any]:
+        """Around one forward and backward pass of a step: gradients are exchanged in the last one only."""
+        if self.sharded:
+            self._module.set_requires_gradient_sync(last)
+        elif self.world > 1 and not last:
+            return self._module.no_sync()
+        return nullcontext()
+
+    def rows(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Every world-th window from rank, as many for each process: the last may count no target."""
+        missing = -len(inputs) % self.world
+        if missing:
+            inputs = torch.cat([inputs, inputs[:1].expand(missing, -1)])
+            targets = F.pad(targets, (0, 0, 0, missing), value=IGNORE)
+        return inputs[self.rank :: self.world], targets[self.rank :: self.world]
+
+    def sum(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.item()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return self.sum(flag) > 0
+
+    def broadcast(self, value: Any = None) -> Any:
+        """What process 0 gives; the others give nothing."""
+        box = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def print(self, text: str) -> None:
+        """Print once, not once per process."""
+        if self.rank == 0:
+            print(text)
+
+
+class _Loss(nn.Module):
+    """What DistributedDataParallel needs: a module whose forward is the loss."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.model.loss(ids, targets)
+
+
+def _split(model: GPT, world: int) -> None:
+    """Split every block's weights, then the rest, after all processes have those of process 0."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.data, 0)
+    mesh = init_device_mesh(model.token_embedding.weight.device.type, (world,))
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh)
+        # Made here, or generation would make tensors of inference mode that training cannot use.
+        module.unshard()
+        module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that is split among the processes, put together; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+@contextmanager
+def launched(device: str | None = None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun this process is alone.
+
+    Each takes the GPU of its number on its machine, or a share of the CPU.
+    Raises LostProcessError in place of the error that the death of another process causes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Ranks()
+        return
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"device={device!r}: under torchrun give cpu or cuda; each process takes its own.")
+    on_cuda = best_device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=TIMEOUT)
+    try:
+        yield Ranks()
+    except RuntimeError as error:
+        if is_loss(error):
+            raise LostProcessError("Another process of this training has ended; it may say why.") from error
+        raise
+    dist.destroy_process_group()  # after an error it could wait for the others
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether an error is what the loss of another process causes."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def launch_id() -> str | None:
+    """What names one call of torchrun, the same after it has started the processes again; None without it."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job != "none":  # torchrun's word where nobody named the job
+        return job
+    import platform
+
+    import psutil
+
+    agent = psutil.Process(os.getppid())
+    return f"{platform.node()} {agent.pid} {agent.create_time()}"
+
+
+def command() -> str:
+    """How `labkit` is called here: by itself or by torchrun."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return f"torchrun --nproc-per-node {count} -m labkit" if "TORCHELASTIC_RUN_ID" in os.environ else "labkit"
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
