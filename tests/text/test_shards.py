@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ from labkit.text.cleaning import read_text
 from labkit.text.loading import _read_documents
 
 WORDS = "A word, and another.\n\nThen a line\r\nand more of it -- naïve, 東京 and so on.\n"
+
+
+WHITE = ["\n", "\r\n", "\r", " ", "  ", "\t", "\n\n", " \n", "\xa0", "\u3000", "\u2028", "\x85", "\x1c"]
+INK = ["a", "be", "it's", "'", "42", "é", "à", "東京", "…", "-", "\ufeff", "ß", "<|endoftext|>"]
 
 
 @pytest.fixture
@@ -81,7 +86,8 @@ def as_corpus(folder: Path) -> Corpus:
 def tokenizers() -> dict[str, Tokenizer]:
     return {
         "gpt2": GPT2Tokenizer(),
-        "bpe": train_bpe(WORDS * 3, 300, progress=False),
+        # learned from runs of white space, so that a run cut in two has other ids
+        "bpe": train_bpe("a".join(map("".join, product(WHITE, repeat=3))), 500, progress=False),
         "char": CharTokenizer({chr(code) for code in range(0x3100)} | {*WORDS, "\ufeff"}),
     }
 
@@ -101,10 +107,6 @@ def test_a_play_in_pieces_has_the_ids_of_the_whole(name, tmp_path, tokenizers, m
     shards = encode(play, tmp_path / "out", tokenizers[name], shard_tokens=10**5)
     whole = tokenizers[name].encode(read_text(play).strip("\n"))
     assert shards[:].tolist() == [*whole, tokenizers[name].eos_id]
-
-
-WHITE = ["\n", "\r\n", "\r", " ", "  ", "\t", "\n\n", " \n", "\xa0", "\u3000", "\u2028", "\x85", "\x1c"]
-INK = ["a", "be", "it's", "'", "42", "é", "à", "東京", "…", "-", "\ufeff", "ß", "<|endoftext|>"]
 
 
 @settings(max_examples=150)
@@ -138,6 +140,14 @@ def test_documents_begin_where_they_say(texts, tmp_path, small_pieces):
     assert names == ["0.txt", "1.txt", "2.txt", "3.txt", "4.txt", "more/long.md", "more/short.txt"]
     for begin, end, document in zip(shards.documents, ends, as_corpus(texts).documents, strict=True):
         assert shards.tokenizer().decode(shards[begin : end - 1]) == document.text
+
+
+def test_a_document_at_the_border_of_two_shards_belongs_to_the_second(texts, tmp_path):
+    border = int(encode(texts, tmp_path / "out").documents[1])
+    whole = encode(texts, tmp_path / "cut", shard_tokens=border).documents
+    for number, file in enumerate(sorted((tmp_path / "cut").glob("documents-*.npy"))):
+        here = (whole >= number * border) & (whole < (number + 1) * border)
+        assert np.load(file).tolist() == whole[here].tolist()
 
 
 def test_bpe_is_learned_from_the_text(tmp_path):
