@@ -19,7 +19,7 @@ export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test test-long notebooks assets lint types unit nbval clean
+.PHONY: help lab test test-long notebooks checkpoint assets lint types unit nbval clean
 
 help: ## show this list
 	@echo 'make TARGET, where TARGET is'
@@ -38,6 +38,9 @@ test-long: $(TEST_STAMP) assets ## the slow tests: browser, kill and load tests
 
 notebooks: $(TEST_STAMP) assets ## execute the lessons in place; renews figures, log and journal
 	$(PY) scripts/execute_notebooks.py
+
+checkpoint: assets ## train the model that comes with labkit anew (half an hour on one core)
+	$(PY) scripts/make_checkpoint.py
 
 clean: ## remove .venv and what tools left behind (your runs stay)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist labkit.egg-info

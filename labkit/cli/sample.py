@@ -11,7 +11,7 @@ from labkit.config import SampleConfig
 
 
 def sample(
-    run: Positional[str],
+    run: Positional[str | None] = None,
     settings: OmitArgPrefixes[SampleConfig] = SampleConfig(),
     prompt: str = "\n",
     seed: int = 0,
@@ -19,14 +19,16 @@ def sample(
     """Write text with a trained model, until it ends its text or reaches --max-new-tokens.
 
     Args:
-        run: Name or folder of a run; `labkit runs` lists them.
+        run: Name or folder of a run (`labkit runs` lists them); without it the model that comes with labkit
+            writes.
         prompt: Text to continue.
         seed: The same seed gives the same text.
     """
     from labkit.generation import stream
     from labkit.training import Run
+    from labkit.weights import load_pretrained
 
-    model, tokenizer = Run.open(run).load()
+    model, tokenizer = load_pretrained() if run is None else Run.open(run).load()
     ids = tokenizer.encode(prompt)
     if settings.eos_id is None:
         settings = replace(settings, eos_id=tokenizer.eos_id)
