@@ -67,7 +67,7 @@ def test_the_list_has_a_row_per_run_also_for_a_damaged_one(runs: Any, out: Path)
     header, first, second = shown.splitlines()
     assert re.split("  +", header)[:4] == ["run", "parameters", "steps", "tokens"]
     assert re.match(r"first +[\d,]{3,}  4/4 +84 +\d\.\d+ +\d+\.\d+ +\d\.\d+ +\d+\.\d+ .* finished$", first)
-    assert re.match(r"second +- .* unreadable: Unterminated string", second)
+    assert re.match(r"second +- .* unreadable: config.json: Unterminated string", second)
     assert header.index("state") == first.index("finished") == second.index("unreadable")
     assert runs("list") == (code, shown, "")
 
@@ -165,7 +165,10 @@ def test_checkpoints_of_one_run_or_of_all(runs: Any, out: Path, monkeypatch: pyt
         (["first"], "Available subcommands: list, show, compare, checkpoints"),
         (["show"], "RUN"),
         (["show", "third"], "labkit: There is no run 'third'. Runs: first."),
-        (["show", "first"], "labkit: Run first is unreadable: Expecting value"),
+        (
+            ["show", "first"],
+            "config.json is damaged (Expecting value: line 1 column 1 (char 0)). Put back a copy",
+        ),
         (["compare", "first", "third"], "labkit: There is no run 'third'"),
         (["compare", "first"], "labkit: runs compare: name two runs or more. `labkit runs` lists them."),
         (["compare"], "labkit: runs compare: name two runs or more."),

@@ -58,6 +58,7 @@ def show(run: Positional[RunName]) -> int:
     from labkit.ui.run_views import checkpoints_table, evaluations_table, run_settings, runs_table
 
     opened = Run.open(run)
+    opened.config()  # says what to do where it is damaged
     summary: dict[str, Any] = runs_table([opened]).to_dict("records")[0]  # type: ignore[assignment]
     if summary["state"].startswith("unreadable"):
         raise ValueError(f"Run {opened.id} is {summary['state']}")

@@ -31,7 +31,7 @@ class TensorBoardExport:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                f'TensorBoardExport: {error}. Install the package: pip install "labkit[tensorboard]"'
+                f"TensorBoardExport: {error}. Install the package: pip install tensorboard"
             ) from error
         self._open = partial(SummaryWriter, str(folder))
         self._writer: SummaryWriter | None = None

@@ -192,5 +192,8 @@ def _from_here(path: Path) -> Path:
 
 
 def _unreadable(error: Exception) -> str:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    if error.__cause__ is not None:  # the rest of config's message is too long for a row
+        reason = f"config.json: {error.__cause__}"
+    else:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     return f"unreadable: {' '.join(reason.split())}"

@@ -114,11 +114,12 @@ def test_wherever_the_metrics_end_the_row_holds_what_is_whole(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("file", "content", "why"),
     [
-        ("config.json", "", "Expecting value"),
+        ("config.json", "", "config.json: Expecting value"),
         ("config.json", '{"total_steps": 6, "par', "Unterminated string"),
         ("config.json", '{"total_steps": 6}', "'parameters' is missing"),
         ("config.json", '{"total_steps": "many", "parameters": 1}', "'many'"),
-        ("config.json", "[]", "list indices"),
+        ("config.json", "[]", "is missing"),
+        ("config.json", "3", "config.json: 'int'"),
         ("config.json", "\udcff", "utf-8"),
         ("metrics.jsonl", '{"event": "step", "step": "x"}', "'x'"),
         ("metrics.jsonl", '{"event": "evaluation", "step": 1, "val_loss": "low"}', "'low'"),
