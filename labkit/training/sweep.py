@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.config import DataConfig, TrainConfig, as_dict
 from labkit.training.checkpoint import write_text_atomically
+from labkit.training.environment import changes
 from labkit.training.runs import Run, runs_dir
 from labkit.training.sweep_file import Experiment, SweepError, SweepFile, _nearest, read_sweep
 
@@ -167,7 +168,7 @@ def _refuse_other_settings(job: Job) -> None:
         return
     try:
         before = json.loads(record.read_text(encoding="utf-8"))["settings"]
-        differing = _differences(before, job.settings)
+        differing = changes(_flat(before), _flat(job.settings))
     except (OSError, ValueError, KeyError, TypeError):
         differing = [f"it has no readable {RECORD}, so it is not known how it was made"]
     if differing:
@@ -177,24 +178,15 @@ def _refuse_other_settings(job: Job) -> None:
         )
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs, as `train.learning_rate: 0.001, now 0.01`; a newer setting had its default."""
-    sections = {"train": TrainConfig, "data": DataConfig, "shape": dict}
-    found = [
-        f"{name}: {before[name]}, now {now[name]}"
-        for name in ("preset", "init_from")
-        if before[name] != now[name]
-    ]
-    for section, kind in sections.items():
-        old, new = (settings[section] for settings in (before, now))
-        if kind is not dict:
-            old = as_dict(kind(**old))
-        found += [
-            f"{section}.{name}: {old.get(name)}, now {new.get(name)}"
-            for name in {**old, **new}
-            if old.get(name) != new.get(name)
-        ]
-    return found
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by names like train.learning_rate, as JSON gives them back; one not there has its default."""
+    defaults = {"train": as_dict(TrainConfig()), "data": as_dict(DataConfig())}
+    flat = {name: settings[name] for name in ("preset", "init_from")}
+    for section in ("shape", "train", "data"):
+        values = defaults.get(section, {}) | settings[section]
+        flat |= {f"{section}.{name}": value for name, value in values.items()}
+    plain: dict[str, Any] = json.loads(json.dumps(flat))
+    return plain
 
 
 def _record(plan: SweepFile, job: Job) -> None:

@@ -19,7 +19,7 @@ from labkit.training.trainer import Event
 
 
 def work(folder: Path, weights: Path, device: str, parent: int) -> bool:
-    """Train what the folder's sweep.json says, from its newest checkpoint if there is one.
+    """Train what the folder's sweep.json says, from its newest checkpoint if there is one, else from scratch.
 
     The final weights are then also at `weights`.  It stops, with a checkpoint, when the process `parent` is
     gone.  Returns False when stopped before the end.
@@ -37,12 +37,9 @@ def work(folder: Path, weights: Path, device: str, parent: int) -> bool:
     if any(checkpoint.step for checkpoint in run.checkpoints()):
         restore(trainer, run)
     else:
-        for file in (
-            "config.json",
-            "metrics.jsonl",
-            "samples.jsonl",
-        ):  # of a run cut off before its first step was saved
+        for file in ("config.json", "metrics.jsonl", "samples.jsonl"):
             (folder / file).unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints_path, ignore_errors=True)
     if not fit(trainer, run=run, progress=False, callbacks=(stop_without(parent),)):
         return False
     fresh = weights.with_name(f".new-{weights.name}")

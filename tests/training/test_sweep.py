@@ -18,7 +18,7 @@ from labkit.training import Run, load_checkpoint
 from labkit.training.events import End
 from labkit.training.sweep import Job, plan_jobs, sweep
 from labkit.training.sweep_file import SweepError, read_sweep
-from labkit.training.sweep_worker import stop_without
+from labkit.training.sweep_worker import stop_without, work
 
 BASELINE = """
 [baseline]
@@ -265,10 +265,22 @@ def test_a_changed_experiment_is_refused_with_what_differs(
     with pytest.raises(SweepError) as error:
         sweep(write(tmp_path, changed))
     assert "my-baseline was made with other settings" in str(error.value)
-    assert "train.batch_size: 3, now 4" in str(error.value)
-    assert "shape.d_model: 10, now 12" in str(error.value)
+    assert "train.batch_size: 3 -> 4" in str(error.value)
+    assert "shape.d_model: 10 -> 12" in str(error.value)
     assert "another name, or delete the folder" in str(error.value)
     assert record.read_bytes() == before
+
+
+def test_a_setting_that_labkit_got_since_is_no_change(
+    whole: tuple[Path, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = whole
+    monkeypatch.setenv("LABKIT_OUT", str(folder))
+    record = folder / "runs" / "my-baseline" / "sweep.json"
+    content = json.loads(record.read_text(encoding="utf-8"))
+    del content["settings"]["train"]["decay_fraction"]
+    record.write_text(json.dumps(content), encoding="utf-8")
+    assert set(sweep(folder / "my.toml", only=["baseline"])["state"]) == {"skipped"}
 
 
 def test_a_changed_question_is_no_changed_experiment(
@@ -330,6 +342,16 @@ def test_ctrl_c_lets_every_worker_save(tmp_path: Path, out: Path) -> None:
         assert job.process.returncode == 130
         saved = job.run.checkpoints()[-1].step
         assert steps(job.run.id, out) == list(range(1, saved + 1))
+
+
+def test_a_run_stopped_before_its_first_step_starts_anew(tmp_path: Path) -> None:
+    job = plan_jobs(read_sweep(write(tmp_path, BASELINE)))[0]
+    nobody = os.getppid() + 1
+    assert not work(job.run.path, job.weights, "cpu", nobody)
+    assert job.run.checkpoints()[-1].step == 0
+    assert work(job.run.path, job.weights, "cpu", os.getppid())
+    assert len(job.run.metrics("step")) == 12
+    assert job.weights.is_file()
 
 
 def test_a_worker_does_not_outlive_its_sweep() -> None:
