@@ -241,6 +241,8 @@ def test_the_recipe_runs_stops_and_goes_on(
         assert script.main(["--steps", "2", "--out", str(tmp_path / "out")]) == 0
         model, tokenizer = load_pretrained(tmp_path / "out")
         assert model.config.d_model == 12
+        stored = load_file(tmp_path / "out" / "model.safetensors")
+        assert stored.keys() == dict(model.named_parameters()).keys()  # a tied head once
         assert tokenizer.vocab_size == model.config.vocab_size < 100
     assert "goes on from step 2 of 2" in capsys.readouterr().out
     written = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
