@@ -283,41 +283,39 @@ def test_a_damaged_foreign_or_newer_checkpoint_is_named(
     assert str(folder) in str(error.value)
 
 
+def seen(folder: Path) -> bool:
+    """Whether `verify` names the folder as damaged."""
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        return str(folder) in str(error)
+    return False
+
+
 @pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @example(place=0.0, bit=0)
-def test_any_flipped_bit_is_seen_or_harmless(folder: Path, name: str, place: float, bit: int) -> None:
+def test_any_flipped_bit_is_seen(folder: Path, name: str, place: float, bit: int) -> None:
     path = folder / name
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[int(place * len(content))] ^= 1 << bit
     path.write_bytes(flipped)
-    try:
-        verify(folder)
-        assert name == "SHA256SUMS"  # a newline may become another sign that ends a line
-    except CheckpointError as error:
-        assert str(folder) in str(error)
-    finally:
-        path.write_bytes(content)
+    # In the checksums alone a newline may become another sign that ends a line.
+    assert seen(folder) or flipped.decode().splitlines() == content.decode().splitlines()
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
 @given(place=st.floats(0, 1, exclude_max=True))
 @example(place=0.0)
-@example(place=0.34)  # the checksums: between two lines
 @example(place=0.999999)
 def test_a_file_cut_anywhere_is_seen(folder: Path, name: str, place: float) -> None:
     path = folder / name
     content = path.read_bytes()
     path.write_bytes(content[: int(place * len(content))])
-    try:
-        verify(folder)
-        assert name == "SHA256SUMS"  # its last newline is gone
-        assert int(place * len(content)) == len(content) - 1
-    except CheckpointError as error:
-        assert str(folder) in str(error)
-    finally:
-        path.write_bytes(content)
+    assert seen(folder) or (name == "SHA256SUMS" and path.read_bytes() == content[:-1])
+    path.write_bytes(content)
 
 
 def test_checksums_cut_between_two_lines_do_not_vouch_for_the_rest(folder: Path) -> None:

@@ -39,7 +39,7 @@ class Disk:
         self.log: list[str] = []
 
     def fsync(self, handle: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        path = Path(f"/proc/self/fd/{handle}").readlink()
         if not path.is_relative_to(self.root):
             return
         self.held.append(os.dup(handle))  # an inode in use is not given to another file
@@ -126,7 +126,7 @@ def test_a_power_cut_at_any_moment_loses_nothing_that_was_announced(
             found = disk.after_power_loss(tmp_path / f"cut-{moments[0]}", surviving)
             if announced[0] < 0:
                 continue
-            folder, metadata, _ = found.newest_whole()
+            _, metadata, _ = found.newest_whole()
             assert metadata["step"] >= announced[0], f"{surviving.__name__}: {disk.log[-5:]}"
             assert found.config() == run.config()
             assert found.rewind(metadata["step"], metadata["pending"]) == 0
