@@ -8,6 +8,7 @@ tokenizer.json and index.json, which is called progress.json until everything is
 from __future__ import annotations
 
 import json
+from copy import copy
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,13 @@ class Shards:
 
     def __len__(self) -> int:
         return self._length
+
+    def head(self, tokens: int) -> Shards:
+        """The same ids up to a place."""
+        shorter = copy(self)
+        shorter._length = min(tokens, len(self))
+        shorter.fingerprint = f"{self.fingerprint}[:{shorter._length}]"
+        return shorter
 
     def __getitem__(self, places: Any) -> Any:
         if isinstance(places, slice):

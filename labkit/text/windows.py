@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from labkit.text.shards import Shards, open_shards
+
 IGNORE = -100
 """Target of padding, which the loss leaves out. An id of its own, so that a padding id which is also
 the end of a text drops no real end."""
 
 _BLOCK = 4096
 
-Ids = Sequence[int] | np.ndarray | Tensor
+Ids = Sequence[int] | np.ndarray | Tensor | Shards
 
 
 class _Windows(Dataset[tuple[Tensor, Tensor]]):
@@ -173,8 +175,7 @@ class TokenStream(Batches):
         return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     def fingerprint(self) -> str:
-        known = getattr(self._data, "fingerprint", None)
-        return known if isinstance(known, str) else _checksum(self._data)
+        return self._data.fingerprint if isinstance(self._data, Shards) else _checksum(self._data)
 
 
 class ShuffledWindows(Batches):
@@ -236,15 +237,19 @@ def _id_tensor(ids: Any, name: str) -> Tensor:
     return tensor
 
 
-def _id_array(ids: Ids) -> np.ndarray:
+def _id_array(ids: Ids) -> np.ndarray | Shards:
+    if isinstance(ids, Shards):
+        return ids
     if isinstance(ids, np.ndarray):  # kept in its own, perhaps smaller, dtype
         _id_tensor(ids[:1], "TokenStream")
         return ids
     return _id_tensor(ids, "TokenStream").numpy()
 
 
-def _open_ids(path: Path, dtype: str) -> np.ndarray:
+def _open_ids(path: Path, dtype: str) -> np.ndarray | Shards:
     """A memory-mapped array of ids."""
+    if path.is_dir():
+        return open_shards(path)
     if not path.is_file():
         raise ValueError(f"TokenStream: {path} is not a file.")
     if path.suffix == ".npy":
