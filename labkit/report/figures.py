@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from labkit.report.outcomes import SMOOTH, Outcome
@@ -96,6 +97,8 @@ def _label(axes: Axes, title: str, x: str, perplexity: bool, kind: str = "") -> 
     y = "perplexity" if perplexity else "loss (nats per token)"
     axes.set(xlabel=x, ylabel=f"{kind}{y}")
     axes.set_title(title, fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     if perplexity:
         axes.set_yscale("log")

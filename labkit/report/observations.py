@@ -111,9 +111,9 @@ def _comparison(one: Outcome, other: Outcome, chance: float | None) -> str:
         f"{judgement(one.val_loss - other.val_loss, chance)}. Perplexity {one.perplexity:,.1f} against "
         f"{other.perplexity:,.1f}."
     )
-    text += _ratio(one.parameters / other.parameters, "parameters", f"{one.parameters:,}")
-    text += _ratio(one.total_steps / other.total_steps, "optimizer steps", f"{one.total_steps:,}")
-    text += _ratio(one.tokens / other.tokens, "training tokens", f"{one.tokens:,}")
+    text += _amount(f"It has {one.parameters:,} parameters", one.parameters / other.parameters)
+    text += _amount(f"It takes {one.total_steps:,} steps", one.total_steps / other.total_steps)
+    text += _amount(f"It reads {one.tokens:,} tokens", one.tokens / other.tokens)
     curve = one.held_out()
     ahead = curve[(curve["val_loss"] <= other.val_loss) & (curve["step"] < one.total_steps)]
     if len(ahead) and one.val_loss < other.val_loss:
@@ -124,12 +124,12 @@ def _comparison(one: Outcome, other: Outcome, chance: float | None) -> str:
     return text
 
 
-def _ratio(ratio: float, what: str, number: str) -> str:
+def _amount(text: str, ratio: float) -> str:
+    """The sentence with how many times as much that is, or nothing where it is the same."""
     if 0.99 < ratio < 1.01:
         return ""
-    part = f"{abs(ratio - 1):.0%} {'more' if ratio > 1 else 'fewer'}"
-    size = f"{ratio:.1f} times as many" if ratio >= 1.995 else part
-    return f" It has {number} {what} ({size})."
+    percent = f"{abs(ratio - 1):.0%} {'more' if ratio > 1 else 'fewer'}"
+    return f" {text} ({f'{ratio:.1f} times as many' if ratio >= 1.995 else percent})."
 
 
 def _overfitting(one: Outcome, chance: float | None) -> str:
