@@ -53,7 +53,7 @@ class Ranks:
         if self.world == 1:
             return model.loss
         if config.parallel == "ddp":
-            self._module = nn.parallel.DistributedDataParallel(_Loss(model), broadcast_buffers=False)
+            self._module = nn.parallel.DistributedDataParallel(_Loss(model))
             return self._module
         if config.optimizer == "muon":
             raise ValueError(
