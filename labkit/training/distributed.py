@@ -45,10 +45,10 @@ class Ranks:
         """Whether the weights are split among the processes."""
         self._module: Any = None
 
-    def wrap(self, model: GPT, config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    def wrap(self, model: GPT, config: TrainConfig, precision: str) -> Callable[[Tensor, Tensor], Tensor]:
         """The model's loss; its gradients are the mean of those of all processes.
 
-        With fsdp the model is split in place.  Raises ValueError for Muon with fsdp.
+        With fsdp the model is split in place.  Raises ValueError for Muon or fp16 with fsdp.
         """
         if self.world == 1:
             return model.loss
@@ -59,6 +59,11 @@ class Ranks:
             raise ValueError(
                 "TrainConfig: optimizer='muon' needs whole matrices, and with parallel='fsdp' each process "
                 "holds a part of them. Choose parallel='ddp' or optimizer='adamw'."
+            )
+        if precision == "fp16":
+            raise ValueError(
+                "TrainConfig: precision='fp16' skips steps whose gradient overflows, and with parallel='fsdp' "
+                "each process would see the overflow of its own part only. Choose 'bf16', or parallel='ddp'."
             )
         self._module, self.sharded = model, True
         _split(model, self.world)

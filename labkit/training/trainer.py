@@ -69,6 +69,8 @@ class Trainer:
         self.device = best_device(device)
         set_threads(config.threads)
         self.precision = choose_precision(config.precision, self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 for what is multiplied in float32
         self.config, self.tokenizer, self.prompt, self.source = config, tokenizer, prompt, source
         self.prompt_ids = _encode_prompt(tokenizer, prompt) if config.sample_every and tokenizer else []
 
@@ -86,7 +88,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.model.activation_checkpointing = config.activation_checkpointing
         freeze(model, config.freeze)
-        loss = self.ranks.wrap(model, config)
+        loss = self.ranks.wrap(model, config, self.precision)
         self.optimizer = build_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._loss = torch.compile(loss) if config.compile else loss

@@ -112,9 +112,10 @@ def test_all_processes_stop_where_one_diverges(told: tuple[Told, Told]) -> None:
 
 
 def test_what_cannot_be_shared_is_refused(told: tuple[Told, Told]) -> None:
-    batch, muon = told[1]["refused"]
+    batch, muon, fp16 = told[1]["refused"]
     assert batch.startswith("Trainer: 2 processes cannot share 5 sequences per step equally. Choose a batch")
     assert muon.startswith("TrainConfig: optimizer='muon' needs whole matrices")
+    assert fp16.startswith("TrainConfig: precision='fp16' skips steps whose gradient overflows")
 
 
 # Checkpoints know no number of processes

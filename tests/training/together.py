@@ -121,7 +121,8 @@ def main(folder: Path) -> None:
         ranks.any(False)
         restore(some, run)
         told[run.id] = story(some, run)
-        told["refused"] = [refusal(batch_size=5), refusal(parallel="fsdp", optimizer="muon")]
+        split = [{"optimizer": "muon"}, {"precision": "fp16"}]
+        told["refused"] = [refusal(batch_size=5), *(refusal(parallel="fsdp", **each) for each in split)]
         told["diverged"] = [divergence(ranks.rank, parallel=name) for name in ("ddp", "fsdp")]
         told["dropped"] = dropped()
         (folder / f"told-{ranks.rank}.json").write_text(json.dumps(told))
