@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from labkit.report.outcomes import SMOOTH, Outcome
+from labkit.report.outcomes import Outcome
 from labkit.ui.figures import COLOURS, LINES, new_figure
 
 
@@ -49,13 +49,13 @@ def _curve(outcome: Outcome, *, perplexity: bool) -> Figure:
         zip(outcome.seeds, outcome.steps, outcome.evaluations, strict=True)
     ):
         line = LINES[number % len(LINES)]
-        smooth = steps["loss"].rolling(SMOOTH, min_periods=1).mean()
+        smooth = steps["loss"].rolling(outcome.window, min_periods=1).mean()
         name = f" (seed {seed})" if len(outcome.seeds) > 1 else ""
         if not number:
             axes.plot(steps["step"], _shown(steps["loss"], perplexity), color=COLOURS[5], linewidth=0.5,
                       label="training, each step")  # fmt: skip
         axes.plot(steps["step"], _shown(smooth, perplexity), line, color=COLOURS[0],
-                  label=f"mean of {SMOOTH} steps{name}")  # fmt: skip
+                  label=f"mean of {outcome.window} steps{name}")  # fmt: skip
         axes.plot(evaluations["step"], _shown(evaluations["val_loss"], perplexity), line, color=COLOURS[1],
                   marker="o", markersize=3, label=f"held out{name}")  # fmt: skip
     _label(axes, f"How does {outcome.name} learn?", "step", perplexity)
@@ -102,9 +102,9 @@ def _label(axes: Axes, title: str, x: str, perplexity: bool, kind: str = "") -> 
     axes.grid(alpha=0.3)
     if perplexity:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="y", which="minor", labelsize=6)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -15,9 +15,6 @@ import pandas as pd
 from labkit.training import Run, runs_dir
 from labkit.training.sweep import RECORD
 
-SMOOTH = 20
-"""The training loss is the mean of so many steps."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,6 +44,11 @@ class Outcome:
     def total_steps(self) -> int:
         """Optimizer steps of each run."""
         return int(self.config["total_steps"])
+
+    @property
+    def window(self) -> int:
+        """Steps whose training losses are averaged: a twentieth of all, at most 20."""
+        return max(1, min(20, self.total_steps // 20))
 
     @property
     def tokens(self) -> int:
@@ -89,7 +91,7 @@ class Outcome:
 
     def smooth_loss(self) -> pd.Series:
         """The training loss of each step, averaged over the steps before it."""
-        return self.loss().rolling(SMOOTH, min_periods=1).mean()
+        return self.loss().rolling(self.window, min_periods=1).mean()
 
     def held_out(self) -> pd.DataFrame:
         """step, tokens and val_loss of each evaluation."""

@@ -10,6 +10,7 @@ from labkit.course.journal import markdown_table
 from labkit.report.observations import changes
 from labkit.report.outcomes import Outcome
 
+_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon on the blocks' matrices and AdamW on the rest"}
 _FORMATS = {
     **dict.fromkeys(("parameters", "steps", "tokens"), "{:,}"),
     **dict.fromkeys(("train_loss", "val_loss", "val_loss_spread", "best_val_loss"), "{:.3f}"),
@@ -24,7 +25,9 @@ def model_section(outcomes: list[Outcome]) -> str:
     norm, blocks = model["norm"], "block" if model["n_layers"] == 1 else "blocks"
     positions = "no positions" if model["positions"] == "none" else f"{model['positions']} positions"
     head = "shares the token embedding's weights" if model["tie_weights"] else "has weights of its own"
-    rows = [{"parameter": f"`{name}`", "value": str(value)} for name, value in model.items()]
+    rows = [
+        {"parameter": f"`{name}`", "value": str(value)} for name, value in model.items() if value is not None
+    ]
     return (
         f"A decoder-only transformer that predicts the next token: token embeddings with {positions}; "
         f"{model['n_layers']} {blocks}, each causal attention ({model['n_heads']} heads of "
@@ -60,8 +63,8 @@ def setup_section(outcomes: list[Outcome]) -> str:
     batch = f"{train['batch_tokens']} tokens" if train["batch_tokens"] else f"{train['batch_size']} sequences"
     clip = f"gradients clipped at {train['grad_clip']:g}" if train["grad_clip"] else "no clipping"
     text = (
-        f"{train['optimizer']}, learning rate {train['learning_rate']:g} ({train['schedule']}), betas "
-        f"{', '.join(map(str, train['betas']))}, weight decay {train['weight_decay']:g}, {clip}, {batch} a "
+        f"{_OPTIMIZERS[train['optimizer']]}, learning rate {train['learning_rate']:g} ({train['schedule']}), "
+        f"betas {', '.join(map(str, train['betas']))}, weight decay {train['weight_decay']:g}, {clip}, {batch} a "
         f"step, {first.total_steps:,} steps. The loss is the mean cross-entropy over all real targets; loss "
         f"and perplexity = exp(loss) are recorded at each step.{_machine(first.environment)} Everything else "
         f"is as in {first.name}:"
