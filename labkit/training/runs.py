@@ -167,7 +167,7 @@ class Run:
             kept = [
                 line
                 for line, row in self._lines(file)
-                if row.get("step", 0) < step
+                if row.get("step", math.inf) < step
                 or (row.get("step") == step and row.get("event", "sample") not in pending)
             ]
             text = "".join(line + "\n" for line in kept)
@@ -217,12 +217,22 @@ class Run:
                 metadata = verify(path)
                 if load:
                     load(path, metadata)
-                return path, metadata, wrong
+                return path, metadata, wrong + self._gone(path)
             except CheckpointError as error:
                 if not path.name.startswith("."):
                     wrong.append(str(error))
         found = f" {' '.join(wrong)}" if wrong else f" {self.checkpoints_path} holds none."
         raise CheckpointError(f"Run {self.id} has no whole checkpoint.{found}")
+
+    def _gone(self, newest: Path) -> list[str]:
+        """What to say where `latest` names a checkpoint that is newer and not there."""
+        try:
+            latest = (self.checkpoints_path / "latest").read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            return []
+        own = newest.name.removeprefix(".old-").removeprefix(".new-")
+        gone = latest > own and not (self.checkpoints_path / latest).exists()
+        return [f"{latest}, the newest that was announced, is gone."] if gone else []
 
     def adopt(self, folder: Path) -> Path:
         """Go on from a whole checkpoint: what is newer is renamed to damaged-…, never deleted.

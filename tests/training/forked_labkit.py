@@ -10,8 +10,10 @@ import json
 import os
 import sys
 
+import torch._dynamo  # noqa: F401  # optimizers import it, which takes seconds
+
 import labkit.generation
-import labkit.training  # noqa: F401  # what the commands import
+import labkit.training  # noqa: F401
 from labkit.cli import main
 
 

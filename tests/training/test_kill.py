@@ -27,7 +27,7 @@ import pytest
 from labkit.training import Run
 
 KILLS = int(os.environ.get("LABKIT_KILLS", "20"))
-STEPS = 20 + 15 * KILLS
+STEPS = 60 + 6 * KILLS
 
 pytestmark = [
     pytest.mark.long,
