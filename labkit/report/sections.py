@@ -64,10 +64,10 @@ def setup_section(outcomes: list[Outcome]) -> str:
     clip = f"gradients clipped at {train['grad_clip']:g}" if train["grad_clip"] else "no clipping"
     text = (
         f"{_OPTIMIZERS[train['optimizer']]}, learning rate {train['learning_rate']:g} ({train['schedule']}), "
-        f"betas {', '.join(map(str, train['betas']))}, weight decay {train['weight_decay']:g}, {clip}, {batch} a "
-        f"step, {first.total_steps:,} steps. The loss is the mean cross-entropy over all real targets; loss "
-        f"and perplexity = exp(loss) are recorded at each step.{_machine(first.environment)} Everything else "
-        f"is as in {first.name}:"
+        f"betas {', '.join(map(str, train['betas']))}, weight decay {train['weight_decay']:g}, {clip}, "
+        f"{batch} a step, {first.total_steps:,} steps. The loss is the mean cross-entropy over all real "
+        f"targets; loss and perplexity = exp(loss) are recorded at each step.{_machine(first.environment)} "
+        f"Everything else is as in {first.name}:"
     )
     by_name = {each.name: each for each in outcomes}
     rows = []
