@@ -217,3 +217,14 @@ def test_characters_are_numbered_in_order_with_the_end_last():
 def test_unknown_characters_are_replaced_only_on_request():
     tokenizer = CharTokenizer("abc?", unknown="?")
     assert tokenizer.decode(tokenizer.encode("abz\U0010ffffc")) == "ab??c"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
+def test_a_saved_tokenizer_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        CharTokenizer("abc").save(tmp_path / "tokenizer.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "tokenizer.json").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
