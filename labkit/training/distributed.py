@@ -7,6 +7,8 @@ gradients and moments are split among them, and a block's weights are put togeth
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from labkit.config import TrainConfig
 from labkit.device import best_device
@@ -62,7 +65,7 @@ class Ranks:
             )
         if precision == "fp16":
             raise ValueError(
-                "TrainConfig: precision='fp16' skips steps whose gradient overflows, and with parallel='fsdp' "
+                "TrainConfig: precision='fp16' skips steps whose gradient overflows; with parallel='fsdp' "
                 "each process would see the overflow of its own part only. Choose 'bf16', or parallel='ddp'."
             )
         self._module, self.sharded = model, True
@@ -156,14 +159,41 @@ def launched(device: str | None = None) -> Iterator[Ranks]:
     on_cuda = best_device(device).type == "cuda"
     if on_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=TIMEOUT)
     try:
+        shared, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
+        store = fresh_store(shared, rank, world)
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         yield Ranks()
     except RuntimeError as error:
         if is_loss(error):
             raise LostProcessError("Another process of this training has ended; it may say why.") from error
         raise
     dist.destroy_process_group()  # after an error it could wait for the others
+
+
+def fresh_store(shared: dist.Store, rank: int, world: int) -> dist.Store:
+    """A part of torchrun's store that these processes alone have written to.
+
+    torchrun keeps its store when it starts processes again, and what the dead ones wrote would be read.  So
+    each process writes a name that nobody had before, the first one answers to the newest name of each with
+    its own, until all have taken it.
+    """
+    name = uuid.uuid4().hex
+    if rank:
+        shared.set(f"labkit/{rank}", name)
+        name_of_first = shared.get(f"labkit/{rank}/{name}").decode()
+        shared.set(f"labkit/{name_of_first}/{rank}", "")
+        return dist.PrefixStore(name_of_first, shared)
+    for other in range(1, world):
+        end = time.monotonic() + TIMEOUT.total_seconds()
+        while not shared.check([f"labkit/{name}/{other}"]):
+            if shared.check([f"labkit/{other}"]):
+                shared.set(f"labkit/{other}/{shared.get(f'labkit/{other}').decode()}", name)
+            if time.monotonic() > end:
+                raise LostProcessError(f"Process {other} of {world} has not started.")
+            time.sleep(0.01)
+    return dist.PrefixStore(name, shared)
 
 
 def is_loss(error: RuntimeError) -> bool:
@@ -191,5 +221,5 @@ def command() -> str:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started these processes again after one was lost."""
+    """Whether torchrun has started processes again after one of this machine was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -85,16 +85,18 @@ def _save_shards(folder: Path, trainer: Trainer, metadata: dict[str, Any]) -> No
 
 def start(trainer: Trainer, name: str) -> Run:
     """A new run; or, when torchrun has started the processes again, the one they began, restored."""
-    run, began = trainer.ranks.broadcast(_begin(name) if trainer.ranks.rank == 0 else None)
+    ranks = trainer.ranks
+    again = ranks.any(restarted())
+    run, began = ranks.broadcast(_begin(name, again) if ranks.rank == 0 else None)
     if began:
         restore(trainer, run)
     return run
 
 
-def _begin(name: str) -> tuple[Run, bool]:
+def _begin(name: str, again: bool) -> tuple[Run, bool]:
     """A run, and whether it has begun already."""
     launch = launch_id()
-    if launch and restarted():
+    if launch and again:
         for file in runs_dir().glob("*/launch"):
             if file.read_text(encoding="utf-8") == launch:
                 return Run(file.parent), (file.parent / "config.json").exists()
@@ -197,4 +199,4 @@ def _refuse_changes(run: Run, before: dict[str, Any], now: dict[str, Any]) -> No
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)

@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from together import CASES, build, dropped, keep_first_half, story
 
 from labkit.cli import main
 from labkit.training import Run, load_checkpoint, restore
 from labkit.training.checkpoint import CheckpointError
+from labkit.training.distributed import fresh_store, launch_id
 
 HERE = Path(__file__).parent
 Told = dict[str, Any]
@@ -242,6 +245,32 @@ def test_a_lost_process_ends_all_and_the_run_can_go_on(
     with pytest.raises(SystemExit):
         main(["sample", "first", "--max-new-tokens", "5", "--prompt", "t"])
     assert capsys.readouterr().out.startswith("t")
+
+
+def test_what_a_lost_process_wrote_in_torchruns_store_is_not_read() -> None:
+    """torchrun keeps its store when it starts processes again."""
+    shared = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def join(attempt: str, rank: int) -> str:
+        client = dist.TCPStore("127.0.0.1", shared.port, is_master=False)
+        store = fresh_store(client, rank, 2)
+        if rank == 0:
+            store.set("address", f"from {attempt}")
+        return store.get("address").decode()
+
+    for attempt in ("before", "after"):
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(join, [attempt] * 2, (0, 1))) == [f"from {attempt}"] * 2
+
+
+def test_a_call_of_torchrun_without_a_name_is_known_by_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launch_id() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job-7")
+    assert launch_id() == "job-7"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert f" {os.getppid()} " in str(launch_id())
+    assert launch_id() == launch_id()
 
 
 def test_torchrun_starts_a_lost_process_again_and_the_same_run_goes_on(tmp_path: Path) -> None:

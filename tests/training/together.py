@@ -134,6 +134,8 @@ def keep_first_half(run: Run, copy: Run) -> Run:
 
     shutil.copytree(run.path, copy.path)
     shutil.rmtree(copy.checkpoints_path / "step-00000020")
+    for pointer in ("latest", "best"):
+        (copy.checkpoints_path / pointer).write_text("step-00000010")
     return copy
 
 
