@@ -102,10 +102,9 @@ def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: An
         shutil.rmtree(fresh, ignore_errors=True)
         if old.exists() and not folder.exists():
             old.rename(folder)
-        reason = error.__context__ or error  # what the disk said, where torch.save says something else
         raise CheckpointError(
-            f"{folder} could not be written ({reason}). Checkpoints written before are intact: once the disk "
-            "takes files again, the run can be resumed from them."
+            f"{folder} could not be written ({_refusal(error)}). Checkpoints written before are intact: once "
+            "the disk takes files again, the run can be resumed from them."
         ) from error
     shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -212,6 +211,14 @@ def write_text_atomically(path: Path, text: str) -> None:
         fresh.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """What the operating system said, where torch.save hides it behind an error of its own."""
+    found: BaseException | None = error
+    while found and not isinstance(found, OSError):
+        found = found.__context__
+    return found or error
 
 
 def _sha256(path: Path) -> str:

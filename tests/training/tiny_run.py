@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def killed_at(step: int, run: Run, **settings: Any) -> Run:
 def resumed(run: Run, **settings: Any) -> dict[str, Any]:
     """Restore the run in a new trainer, train to the end, and give its outcome."""
     trainer = tiny_trainer(**settings)
-    torch.manual_seed(5)  # whatever happened to the generators in between
+    if run.checkpoints():
+        torch.manual_seed(5)  # whatever happened to the generators in between
     restore(trainer, run)
     assert fit(trainer, run=run, progress=False)
     return outcome(run)
@@ -70,6 +72,4 @@ def outcome(run: Run) -> dict[str, Any]:
 
 def copy_of(run: Run, parent: Path) -> Run:
     """The same run in another folder."""
-    import shutil
-
     return Run(shutil.copytree(run.path, parent / run.id))
