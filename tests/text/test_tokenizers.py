@@ -1,5 +1,8 @@
 """What every tokenizer promises, and that GPT-2's ids are GPT-2's."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tokenizers
