@@ -226,10 +226,7 @@ class Run:
 
     def _gone(self, newest: Path) -> list[str]:
         """What to say where `latest` names a checkpoint that is newer and not there."""
-        try:
-            latest = (self.checkpoints_path / "latest").read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            return []
+        latest = self._named_by("latest")
         own = newest.name.removeprefix(".old-").removeprefix(".new-")
         gone = latest > own and not (self.checkpoints_path / latest).exists()
         return [f"{latest}, the newest that was announced, is gone."] if gone else []
@@ -247,6 +244,8 @@ class Run:
                 path.rename(aside)
         if folder != own:
             folder.rename(own)
+        if self.pointer("latest") != own:
+            write_text_atomically(self.checkpoints_path / "latest", f"{own.name}\n")
         flush(self.checkpoints_path)
         return own
 
@@ -274,12 +273,14 @@ class Run:
 
     def pointer(self, name: str) -> Path | None:
         """The checkpoint that `latest` or `best` names, None where there is none."""
-        try:
-            folder = (self.checkpoints_path / name).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            return None
-        path = self.checkpoints_path / Path(folder or "-").name
+        path = self.checkpoints_path / (self._named_by(name) or "-")
         return path if path.is_dir() else None
+
+    def _named_by(self, pointer: str) -> str:
+        try:
+            return Path((self.checkpoints_path / pointer).read_text(encoding="utf-8").strip()).name
+        except (OSError, ValueError):
+            return ""
 
     def load(self) -> tuple[GPT, Tokenizer]:
         """The model of the newest whole checkpoint and its tokenizer.  Raises CheckpointError without one."""

@@ -47,7 +47,7 @@ class Disk:
         if stat.S_ISDIR(found.st_mode):
             self.folders[found.st_ino] = names(handle)
         else:
-            self.files[found.st_ino] = os.pread(handle, found.st_size, 0)
+            self.files[found.st_ino] = path.read_bytes()
         self.log.append(f"flush {path.relative_to(self.root)}")
 
     def after_power_loss(self, target: Path, surviving: Callable[[int], Names]) -> Run:

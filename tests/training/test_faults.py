@@ -20,30 +20,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_run import copy_of, killed_at, outcome, resumed, tiny_trainer
+from tiny_run import copy_of, resumed, tiny_trainer
 
-from labkit.training import CheckpointError, Run, fit, load_checkpoint, restore
+from labkit.training import CheckpointError, Run, load_checkpoint, restore
 from labkit.training.checkpoint import verify
 
 NEWEST = "step-00000006"
 FILES = ["model.safetensors", "state.pt", "checkpoint.json", "SHA256SUMS"]
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return killed_at(8, Run.create("killed", tmp_path_factory.mktemp("runs")))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = Run.create("whole", tmp_path_factory.mktemp("runs"))
-    assert fit(tiny_trainer(), run=run, progress=False)
-    return outcome(run)
-
-
-@pytest.fixture
-def run(killed: Run, tmp_path: Path) -> Run:
-    return copy_of(killed, tmp_path)
 
 
 def cut(file: str, part: float) -> Callable[[Run], None]:

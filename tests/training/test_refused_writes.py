@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import killed_at, outcome, resumed, tiny_trainer
+from tiny_run import killed_at, resumed, tiny_trainer
 
 from labkit.training import CheckpointError, Run, fit, restore
 from labkit.training.checkpoint import verify
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = Run.create("whole", tmp_path_factory.mktemp("runs"))
-    assert fit(tiny_trainer(), run=run, progress=False)
-    return outcome(run)
 
 
 def refuse(patch: pytest.MonkeyPatch, module: Any, name: str, number: int, when: Callable[..., bool]) -> None:
