@@ -65,7 +65,7 @@ def test_stopped_at_any_write_it_goes_on_to_the_same_bytes(texts, tmp_path, smal
 
 def test_finished_shards_are_kept(texts, tmp_path, small_pieces, monkeypatch):
     out = tmp_path / "out"
-    fail_after(monkeypatch, 12, Killed())
+    fail_after(monkeypatch, 13, Killed())
     with pytest.raises(Killed):
         encode(texts, out, shard_tokens=500)
     monkeypatch.undo()
