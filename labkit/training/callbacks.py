@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from tqdm.auto import tqdm
 
-from labkit.training.checkpoint import CheckpointError, flush
+from labkit.training.checkpoint import CheckpointError
 from labkit.training.distributed import LostProcessError, is_loss
 from labkit.training.environment import environment
 from labkit.training.events import Checkpoint, Evaluation, Event, Sample, Step, TrainingDivergedError
@@ -76,7 +76,6 @@ class RunRecorder:
         )
         if trainer.tokenizer:
             trainer.tokenizer.save(run.path / "tokenizer.json")
-            flush(run.path / "tokenizer.json")
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Checkpoint):
