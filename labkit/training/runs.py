@@ -239,8 +239,7 @@ class Run:
         own = folder.with_name(folder.name.removeprefix(".old-").removeprefix(".new-"))
         for path in self.checkpoints_path.glob("step-*"):
             if path != folder and path.name >= own.name:
-                aside = path.with_name(f"damaged-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(aside := path.with_name(f"damaged-{path.name}"), ignore_errors=True)
                 path.rename(aside)
         if folder != own:
             folder.rename(own)
@@ -285,16 +284,17 @@ class Run:
     def load(self) -> tuple[GPT, Tokenizer]:
         """The model of the newest whole checkpoint and its tokenizer.  Raises CheckpointError without one."""
         while True:
-            folder, _, _ = self.newest_whole()
+            before = sorted(self.checkpoints_path.glob("*step-*"))
             try:
-                return load_checkpoint(folder)[0], load_tokenizer(self.path / "tokenizer.json")
+                model, _ = load_checkpoint(self.newest_whole()[0])
+                return model, load_tokenizer(self.path / "tokenizer.json")
             except CheckpointError:
-                if folder.is_dir():
-                    raise  # else it was renamed or pruned by the training while we read
+                if before == sorted(self.checkpoints_path.glob("*step-*")):
+                    raise  # else they were renamed or deleted by the training while we read
 
 
 def list_runs(root: Path | None = None) -> list[Run]:
     """All runs, oldest first."""
     root = root or runs_dir()
-    configs = sorted(root.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    return [Run(path.parent) for path in configs]
+    configs = root.glob("*/config.json")
+    return [Run(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]

@@ -108,7 +108,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(
     tmp_path: Path, whole: dict[str, Any], number: int
 ) -> None:
     run, trainer = Run.create("stopped", tmp_path), tiny_trainer()
-    during(trainer, 4, lambda _: os.kill(os.getpid(), number))
+    during(trainer, 4, lambda _: signal.raise_signal(number))
     assert fit(trainer, run=run, progress=False) is False
     assert verify(run.newest_whole()[0])["step"] == 5
     assert resumed(run) == whole
@@ -123,8 +123,8 @@ def test_a_second_ctrl_c_anywhere_loses_nothing(
 
     def stop(event: object) -> None:
         if isinstance(event, kind) and event.step == 6:  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGINT)
-            monkeypatch.setattr(torch, "save", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+            signal.raise_signal(signal.SIGINT)
+            monkeypatch.setattr(torch, "save", lambda *_: signal.raise_signal(signal.SIGINT))
 
     with pytest.raises(KeyboardInterrupt):
         fit(tiny_trainer(), run=run, progress=False, callbacks=[stop])

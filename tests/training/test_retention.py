@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,31 @@ def stop_at(step: int) -> Callable[[Any], None]:
             raise RuntimeError("stop")
 
     return stop
+
+
+def test_a_run_can_be_loaded_at_any_moment_of_its_training(tmp_path: Path) -> None:
+    """keep_last is 1, so what was found is soon deleted."""
+    run, ended = Run.create("read", tmp_path), threading.Event()
+    trainer = tiny_trainer(max_steps=40, checkpoint_every=1, keep_last=1, eval_every=0, sample_every=0)
+    loaded, failed = [], []
+
+    def read() -> None:
+        while not ended.is_set():
+            try:
+                loaded.append(run.load()[0].num_parameters())
+            except CheckpointError as error:
+                failed.append(error)
+
+    save(trainer, run)
+    trainer.tokenizer.save(run.path / "tokenizer.json")  # type: ignore[union-attr]
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for step in range(1, 60):
+        trainer.step = step
+        save(trainer, run)
+    ended.set()
+    for reader in readers:
+        reader.join()
+    assert not failed
+    assert len(set(loaded)) == 1
