@@ -106,9 +106,14 @@ def fit(
     callbacks: functions that are called with every event, after it is recorded.
     Ctrl-C (or the notebook's stop button, or SIGTERM) lets the step finish, saves a checkpoint and returns
     False; a second one stops at once.  TrainingDivergedError is passed on after the last good state is
-    saved.  Raises RuntimeError when another process writes this run, LostProcessError when one of those that
-    train together is gone.
+    saved.  Raises RuntimeError when another process writes this run, or for a trainer that was stopped in the
+    middle of a step; LostProcessError when one of those that train together is gone.
     """
+    if not trainer.intact:
+        raise RuntimeError(
+            f"This trainer was stopped in the middle of the work on step {trainer.step + 1}. Build it anew, "
+            "and go on from the run's last checkpoint: restore(trainer, run)."
+        )
     first = trainer.ranks.rank == 0
     with run.locked() if run and first else nullcontext():
         recorder = RunRecorder(trainer, run) if run else None
@@ -130,8 +135,11 @@ def fit(
             except CheckpointError as failed:
                 raise TrainingDivergedError(f"{error} {failed}") from failed
             raise
-        except RuntimeError as error:
-            if is_loss(error):
+        except CheckpointError:
+            raise  # the trainer's own state is whole
+        except BaseException as error:
+            trainer.intact = False
+            if isinstance(error, RuntimeError) and is_loss(error):
                 raise LostProcessError(f"Another process was lost at step {trainer.step}.") from error
             raise
         finally:

@@ -165,7 +165,12 @@ def _never_saved(trainer: Trainer, run: Run) -> bool:
     """Whether the run was stopped too early for a checkpoint, rather than having lost all it had."""
     first = trainer.config.checkpoint_every or trainer.total_steps
     reached = max((row.get("step", 0) for row in run.rows("metrics")), default=0)
-    return trainer.step == 0 and reached <= first and not any(run.checkpoints_path.glob("[!.]*"))
+    return (
+        trainer.step == 0
+        and trainer.intact
+        and reached <= first
+        and not any(run.checkpoints_path.glob("[!.]*"))
+    )
 
 
 def _load(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
@@ -175,7 +180,7 @@ def _load(trainer: Trainer, folder: Path, metadata: dict[str, Any]) -> None:
         place_moments(folder, state["optimizer"], *optimized(trainer.model, trainer.optimizer))
         trainer.load_state(state)
         trainer.step, trainer.pending = int(metadata["step"]), list(metadata["pending"])
-        trainer.val_loss = metadata["val_loss"]
+        trainer.val_loss, trainer.intact = metadata["val_loss"], True
     except CheckpointError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -245,7 +245,6 @@ class Run:
             folder.rename(own)
         if self.pointer("latest") != own:
             write_text_atomically(self.checkpoints_path / "latest", f"{own.name}\n")
-        flush(self.checkpoints_path)
         return own
 
     def keep(self, saved: CheckpointInfo, keep_last: int) -> None:

@@ -97,6 +97,8 @@ class Trainer:
         """What is still to come between this step and the next: evaluation, sample, checkpoint."""
         self.val_loss: float | None = None
         """Held-out loss at this step, once evaluated."""
+        self.intact = True
+        """False once something stopped it in the middle of a step, or of recording one."""
 
     def learning_rate(self, step: int) -> float:
         """The (AdamW) learning rate of a step, by the schedule; Muon's rises and falls in proportion."""

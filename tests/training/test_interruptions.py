@@ -20,6 +20,7 @@ from tiny_run import killed_at, outcome, resumed, tiny_trainer
 
 from labkit.training import (
     Checkpoint,
+    CheckpointError,
     Evaluation,
     Run,
     Step,
@@ -133,6 +134,48 @@ def test_a_second_ctrl_c_anywhere_loses_nothing(
     assert resumed(run) == whole
 
 
+def test_a_trainer_stopped_in_the_middle_of_a_step_goes_on_only_when_restored(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    run, trainer = Run.create("stopped", tmp_path), tiny_trainer()
+
+    def stop(*_: Any) -> None:
+        once.remove()
+        raise KeyboardInterrupt
+
+    def arm(event: Any) -> None:
+        nonlocal once
+        if isinstance(event, Step) and event.step == 7:
+            once = trainer.optimizer.register_step_post_hook(stop)  # type: ignore[union-attr]
+
+    once: Any = None
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, run=run, progress=False, callbacks=[arm])
+    assert trainer.step == 7  # but the weights are those of step 8
+    with pytest.raises(RuntimeError, match="stopped in the middle of the work on step 8. Build it anew"):
+        fit(trainer, run=run, progress=False)
+    restore(trainer, run)
+    assert fit(trainer, run=run, progress=False)
+    assert outcome(run) == whole
+
+
+def test_a_trainer_whose_checkpoint_was_refused_goes_on(
+    tmp_path: Path, whole: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, trainer = Run.create("refused", tmp_path), tiny_trainer()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="step-00000003 could not be written .*No space left"):
+        fit(trainer, run=run, progress=False)
+    monkeypatch.undo()
+    assert fit(trainer, run=run, progress=False)
+    assert outcome(run) == whole
+
+
+def full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_nan_at_a_step_keeps_the_state_before_it(tmp_path: Path, whole: dict[str, Any]) -> None:
     run, trainer = Run.create("diverged", tmp_path), tiny_trainer()
     during(trainer, 7, lambda output: output * math.nan)
@@ -149,9 +192,6 @@ def test_nan_at_a_step_keeps_the_state_before_it(tmp_path: Path, whole: dict[str
 def test_nan_on_a_full_disk_says_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, trainer = Run.create("diverged", tmp_path), tiny_trainer()
     during(trainer, 7, lambda output: output * math.nan)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
 
     def fill(event: Any) -> None:
         if event.step == 7:
