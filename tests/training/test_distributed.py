@@ -108,6 +108,10 @@ def test_dropout_differs_between_processes_and_the_first_drops_what_one_alone_wo
     assert first == dropped()[: len(first)]
 
 
+def test_split_gradients_are_exchanged_once_per_step(told: tuple[Told, Told]) -> None:
+    assert told[0]["exchanges"] == [False, False, True]
+
+
 def test_all_processes_stop_where_one_diverges(told: tuple[Told, Told]) -> None:
     assert told[0]["diverged"] == told[1]["diverged"]
     for message in told[0]["diverged"]:

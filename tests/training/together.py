@@ -104,6 +104,15 @@ def dropped(**settings: Any) -> list[bool]:
     return masks[0].flatten().tolist()
 
 
+def exchanges() -> list[bool]:
+    """In which of a step's passes gradients are exchanged."""
+    some, seen = build(parallel="fsdp", micro_batch_size=1, max_steps=1), []
+    tell = some.model.set_requires_gradient_sync
+    some.model.set_requires_gradient_sync = lambda last: (seen.append(last), tell(last))
+    next(event for event in some.events() if isinstance(event, Step))
+    return seen
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with launched("cpu") as ranks:
@@ -124,7 +133,7 @@ def main(folder: Path) -> None:
         split = [{"optimizer": "muon"}, {"precision": "fp16"}]
         told["refused"] = [refusal(batch_size=5), *(refusal(parallel="fsdp", **each) for each in split)]
         told["diverged"] = [divergence(ranks.rank, parallel=name) for name in ("ddp", "fsdp")]
-        told["dropped"] = dropped()
+        told["dropped"], told["exchanges"] = dropped(), exchanges()
         (folder / f"told-{ranks.rank}.json").write_text(json.dumps(told))
 
 
