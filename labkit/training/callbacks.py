@@ -61,7 +61,8 @@ class RunRecorder:
             return  # the first process writes
         rows = run.rows("metrics")
         reached = [row.get("step", 0) for row in rows] + [each.step for each in run.checkpoints()]
-        if reached and (trainer.step == 0 or max(reached) > trainer.step):
+        fresh = trainer.step == 0 and "evaluation" in trainer.pending
+        if (fresh and rows) or max(reached, default=0) > trainer.step:
             raise ValueError(
                 f"Run {run.id} already holds steps beyond {trainer.step}. Go on from its last checkpoint: "
                 "restore(trainer, run). Or record into a new one: Run.create(...)."

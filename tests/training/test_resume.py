@@ -11,7 +11,7 @@ import torch
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.text import CharTokenizer
-from labkit.training import Checkpoint, Run, Trainer, fit, restore
+from labkit.training import Checkpoint, Run, RunRecorder, Trainer, fit, restore
 
 TEXT = "to be or not to be, that is the question; " * 12
 TOKENIZER = CharTokenizer.from_text(TEXT)
@@ -90,3 +90,18 @@ def test_a_checkpoint_is_due_after_what_it_stands_for() -> None:
     seen = [type(event).__name__ for event in trainer().events()]
     places = [place for place, name in enumerate(seen) if name == Checkpoint.__name__]
     assert [seen[place - 1] for place in places] == ["Sample"] * 3
+
+
+@pytest.mark.parametrize("pending", [["evaluation"], []])
+def test_a_run_stopped_before_its_first_step_goes_on(tmp_path: Path, pending: list[str]) -> None:
+    some, run = trainer(), Run.create("early", tmp_path)
+    recorder = RunRecorder(some, run)
+    if not pending:
+        recorder(next(some.events()))
+    recorder.save()
+    again = trainer()
+    assert restore(again, run) == 0
+    assert again.pending == pending
+    assert fit(again, run=run, progress=False)
+    steps = [row["step"] for row in run.rows("metrics") if row["event"] == "evaluation"]
+    assert steps == [0, 2, 4, 6, 8, 9]
