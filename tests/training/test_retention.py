@@ -57,6 +57,7 @@ def test_the_last_whole_checkpoint_is_never_deleted(run: Run, whole: dict[str, A
     trainer = tiny_trainer(keep_last=1)
     with pytest.warns(UserWarning, match="Going on from step-00000003.*|keep_last: 2 -> 1"):
         restore(trainer, run)
+    assert run.pointer("latest") == run.checkpoints_path / "step-00000003"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         with pytest.raises(CheckpointError, match="No space left"):
