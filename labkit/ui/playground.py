@@ -6,37 +6,13 @@ import html
 
 import ipywidgets as widgets
 import pandas as pd
-import torch
 
 from labkit.config import SampleConfig
-from labkit.generation import generate, next_token_probabilities
+from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Tokenizer
 from labkit.ui.figures import visible
-
-
-def next_token_table(
-    model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig, *, rows: int = 8
-) -> pd.DataFrame:
-    """The likeliest next tokens after the prompt under these settings: columns `token`, `probability`.
-
-    Raises ValueError for an empty prompt.
-    """
-    ids = tokenizer.encode(prompt)[-model.config.context_length :]
-    if not ids:
-        raise ValueError("next_token_table: the prompt is empty; give at least one character.")
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            batch = torch.tensor([ids], device=model.token_embedding.weight.device)
-            logits = model(batch)[0, -1].float().cpu()
-    finally:
-        model.train(was_training)
-    best = next_token_probabilities(logits, config).topk(min(rows, len(logits)))
-    tokens = [tokenizer.decode([index]) for index in best.indices.tolist()]
-    table = pd.DataFrame({"token": tokens, "probability": best.values.tolist()})
-    return table[table["probability"] > 0]
+from labkit.ui.sampling_stages import next_token_table
 
 
 def render_sample(prompt: str, text: str, table: pd.DataFrame) -> str:

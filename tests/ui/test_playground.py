@@ -13,7 +13,7 @@ from torch import nn
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import generate
 from labkit.text import CharTokenizer
-from labkit.ui import SamplingPlayground, next_token_table, render_sample
+from labkit.ui import SamplingPlayground, render_sample
 
 TOKENIZER = CharTokenizer.from_text("to be, or not <b>&\n ")
 
@@ -27,69 +27,6 @@ def gpt() -> GPT:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
     return model
-
-
-# The table
-
-
-def test_the_table_is_the_models_distribution_likeliest_first() -> None:
-    model = gpt()
-    table = next_token_table(model, TOKENIZER, "to be", SampleConfig(), rows=100)
-    with torch.no_grad():
-        expected = model.eval()(torch.tensor([TOKENIZER.encode("to be")]))[0, -1].softmax(-1)
-    assert len(table) == TOKENIZER.vocab_size
-    assert table["probability"].sum() == pytest.approx(1)
-    assert table["probability"].is_monotonic_decreasing
-    for token, probability in table.itertuples(index=False):
-        number = TOKENIZER.eos_id if token == "<|endoftext|>" else TOKENIZER.encode(token)[0]
-        assert probability == pytest.approx(expected[number].item(), rel=1e-5)
-
-
-def test_settings_shape_the_table() -> None:
-    model = gpt()
-    three = next_token_table(model, TOKENIZER, "to", SampleConfig(top_k=3))
-    assert len(three) == 3
-    assert (three["probability"] > 0).all()
-    assert three["probability"].sum() == pytest.approx(1)
-    greedy = next_token_table(model, TOKENIZER, "to", SampleConfig(temperature=0))
-    assert greedy["probability"].tolist() == [1.0]
-    cold, warm = (
-        next_token_table(model, TOKENIZER, "to", SampleConfig(temperature=t))["probability"][0]
-        for t in (0.5, 1.5)
-    )
-    assert cold > warm
-
-
-def test_a_prompt_longer_than_the_context_is_read_from_its_end() -> None:
-    model = gpt()
-    long, end, less = (
-        next_token_table(model, TOKENIZER, "not to be, or"[-length:], SampleConfig()) for length in (13, 7, 6)
-    )
-    pd.testing.assert_frame_equal(long, end)
-    assert not long.equals(less)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_table_restores_the_mode_and_has_no_dropout(training: bool) -> None:
-    model = gpt().train(training)
-    one, two = (next_token_table(model, TOKENIZER, "to", SampleConfig()) for _ in range(2))
-    pd.testing.assert_frame_equal(one, two)
-    assert model.training == training
-
-
-def test_the_mode_is_restored_when_the_model_fails() -> None:
-    model = gpt().train()
-    model.config = GPTConfig(vocab_size=3, context_length=7, d_model=10, n_layers=2, n_heads=2)
-    with pytest.raises(ValueError, match="Was the text encoded with another tokenizer"):
-        next_token_table(model, TOKENIZER, "to", SampleConfig())
-    assert model.training
-
-
-def test_an_empty_prompt_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match="next_token_table: the prompt is empty; give at least one character"
-    ):
-        next_token_table(gpt(), TOKENIZER, "", SampleConfig())
 
 
 # The HTML
