@@ -2,40 +2,146 @@
 
 from __future__ import annotations
 
-import codecs
-from dataclasses import replace
+import contextlib
+import os
+import stat
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
 from labkit.config import SampleConfig
 
+if TYPE_CHECKING:
+    from labkit.model import GPT
+    from labkit.text import Tokenizer
+
+RunOrFolder = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Switch = Annotated[bool, FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+
 
 def sample(
-    run: Positional[str | None] = None,
+    run: Positional[RunOrFolder] = None,
     settings: OmitArgPrefixes[SampleConfig] = SampleConfig(),
-    prompt: str = "\n",
+    prompt: Text = None,
+    prompt_file: File = None,
+    interactive: Switch = False,
     seed: int = 0,
+    device: Text = None,
+    threads: Number = None,
 ) -> int:
-    """Write text with a trained model, until it ends its text or reaches --max-new-tokens.
+    """Write text with a trained model.
+
+    The prompt comes from --prompt, from a file, or from a pipe: echo "ROMEO." | labkit sample
 
     Args:
-        run: Name or folder of a run (`labkit runs` lists them); without it the model that comes with labkit
-            writes.
-        prompt: Text to continue.
-        seed: The same seed gives the same text.
+        run: A run's name or folder (`labkit runs`), or a folder of weights; else labkit's own model writes.
+        prompt: Text to continue; a line break when there is no prompt at all.
+        prompt_file: File with the text to continue, - for standard input; a last line break is left out.
+        interactive: Ask for prompts, one after another; settings can be changed in between.
+        seed: The same seed gives the same text; text i of --n draws with seed + i - 1.
+        device: cpu, cuda or mps; the best there is when not given.
+        threads: CPU threads; PyTorch's choice when not given.
     """
-    from labkit.generation import stream
+    if interactive and (prompt is not None or prompt_file is not None):
+        raise ValueError("sample: --interactive asks for prompts; leave --prompt and --prompt-file out.")
+    text = "" if interactive else _prompt(prompt, prompt_file)
+    if threads is not None and threads < 1:
+        raise ValueError(f"sample: threads={threads} must be at least 1.")
+
+    from labkit.device import best_device, set_threads
+
+    set_threads(threads)
+    place = best_device(device)
+    model, tokenizer = _load(run)
+    model.to(place)
+    try:
+        if interactive:
+            from labkit.cli.interactive import converse
+
+            return converse(model, tokenizer, settings, seed)
+        write(model, tokenizer, text, settings, seed)
+    except BrokenPipeError:  # whoever read has seen enough; a second complaint at exit is avoided
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def write(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SampleConfig, seed: int) -> None:
+    """Print prompt and continuation as it is written; settings.n of them one after another.
+
+    All are written at once; the first that is not finished is shown as it grows.
+    """
+    from labkit.generation import stream_tokens
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tokens = stream_tokens(model, tokenizer, [prompt], settings, seed=seed)
+    for warning in caught:
+        print(f"Note: {str(warning.message).removeprefix('generate: ')}", file=sys.stderr)
+    waiting = ["" for _ in range(settings.n)]
+    finished = [False] * settings.n
+    shown = 0
+    _begin(prompt, shown, settings.n, seed)
+    for token in tokens:
+        waiting[token.number] += token.text
+        finished[token.number] = token.finish is not None
+        while shown < settings.n:
+            print(waiting[shown], end="", flush=True)
+            waiting[shown] = ""
+            if not finished[shown]:
+                break
+            print(flush=True)
+            shown += 1
+            if shown < settings.n:
+                _begin(prompt, shown, settings.n, seed)
+
+
+def _begin(prompt: str, number: int, n: int, seed: int) -> None:
+    if n > 1:
+        print(f"{'' if number == 0 else chr(10)}==> {number + 1} of {n}, seed {seed + number} <==")
+    print(prompt, end="", flush=True)
+
+
+def _load(run: str | None) -> tuple[GPT, Tokenizer]:
     from labkit.training import Run
     from labkit.weights import load_pretrained
 
-    model, tokenizer = load_pretrained() if run is None else Run.open(run).load()
-    ids = tokenizer.encode(prompt)
-    if settings.eos_id is None:
-        settings = replace(settings, eos_id=tokenizer.eos_id)
-    characters = codecs.getincrementaldecoder("utf-8")("replace")
-    print(prompt, end="")
-    for token in stream(model, ids, settings, seed=seed):
-        if token != settings.eos_id:
-            print(characters.decode(tokenizer.token_bytes(token)), end="", flush=True)
-    print(characters.decode(b"", final=True))
-    return 0
+    if run is None:
+        return load_pretrained()
+    if (Path(run) / "model.safetensors").is_file():
+        return load_pretrained(run)
+    return Run.open(run).load()
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise ValueError("sample: give --prompt or --prompt-file, not both.")
+    if prompt is not None:
+        return prompt
+    if file is None and not _piped():
+        return "\n"
+    if file is None or str(file) == "-":
+        return _read(sys.stdin.buffer.read(), "standard input")
+    return _read(file.read_bytes(), str(file))
+
+
+def _read(data: bytes, source: str) -> str:
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"sample: {source} is not UTF-8 text ({error}).") from error
+    return text if text == "\n" else text.removesuffix("\n")
+
+
+def _piped() -> bool:
+    """Whether standard input is a pipe or a file, rather than a keyboard or nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+    return False
