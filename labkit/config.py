@@ -260,6 +260,7 @@ class DataConfig:
 class SampleConfig:
     """How text is drawn from a model's predictions. The default draws from the model unchanged.
 
+    The filters work in this order: repetition penalty, temperature, top-k, top-p, min-p.
     Raises ValueError, naming field, value and what is allowed.
     """
 
@@ -271,15 +272,31 @@ class SampleConfig:
     """Keep only the k likeliest tokens."""
     top_p: float | None = None
     """Keep the smallest set of tokens whose probabilities sum to p."""
+    min_p: float | None = None
+    """Drop tokens that are less likely than this fraction of the likeliest one."""
+    repetition_penalty: float = 1.0
+    """Above 1 makes tokens that are already in the text less likely; 1 changes nothing."""
+    stop: tuple[str, ...] = ()
+    """A text ends before the first of these strings."""
     eos_id: int | None = None
-    """A row ends after this token."""
+    """A text ends after this token."""
+    n: int = 1
+    """Texts to write for each prompt."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(self, 1, "max_new_tokens", "top_k")
+        at_least(self, 1, "max_new_tokens", "top_k", "n")
         at_least(self, 0, "temperature", "eos_id")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            fail(self, f"top_p={self.top_p} must be in (0, 1].")
+            fail(self, f"top_p={self.top_p} must be in (0, 1]; 1 keeps everything.")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            fail(self, f"min_p={self.min_p} must be in [0, 1]; 0 keeps everything.")
+        if self.repetition_penalty <= 0:
+            fail(self, f"repetition_penalty={self.repetition_penalty} must be above 0; 1 changes nothing.")
+        if isinstance(self.stop, list):  # as JSON gives them back
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if "" in self.stop:
+            fail(self, "stop has an empty string in it, which every text contains. Leave it out.")
 
 
 def as_dict(config: GPTConfig | TrainConfig | DataConfig | SampleConfig) -> dict[str, Any]:

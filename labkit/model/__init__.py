@@ -2,6 +2,7 @@
 
 from labkit.model.attention import CausalSelfAttention
 from labkit.model.block import MLP, Block
+from labkit.model.cache import KVCache
 from labkit.model.gpt import GPT
 from labkit.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 
@@ -10,6 +11,7 @@ __all__ = [
     "MLP",
     "Block",
     "CausalSelfAttention",
+    "KVCache",
     "LearnedPositions",
     "RotaryPositions",
     "SinusoidalPositions",

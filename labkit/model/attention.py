@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.config import GPTConfig
+from labkit.model.cache import LayerCache
 from labkit.model.positions import RotaryPositions
 
 
@@ -37,15 +38,21 @@ class CausalSelfAttention(nn.Module):
         """(batch, seq, heads * head_dim) to (batch, heads, seq, head_dim)."""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         q = self.split_heads(self.query(x))  # (batch, n_heads, seq, head_dim)
         k = self.split_heads(self.key(x))  # (batch, kv_heads, seq, head_dim)
         v = self.split_heads(self.value(x))  # (batch, kv_heads, seq, head_dim)
         if self.rotary is not None:
-            q, k = self.rotary(q), self.rotary(k)
+            start = 0 if cache is None else cache.shared.positions
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        mask, causal = None, True
+        if cache is not None:
+            mask = cache.shared.mask
+            causal = cache.shared.length == 0 and mask is None
+            k, v = cache.append(k, v)  # (batch, kv_heads, slots, head_dim)
         # softmax(q k^T / sqrt(head_dim) + causal mask) v, without holding the scores.
         dropout = self.attention_dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=self.grouped
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=self.grouped
         )
         return self.out(mixed.transpose(1, 2).flatten(2))  # (batch, seq, d_model)

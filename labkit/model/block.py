@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from labkit.config import GPTConfig
 from labkit.model.attention import CausalSelfAttention
+from labkit.model.cache import LayerCache
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
@@ -57,6 +58,6 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
         return x + self.dropout(self.mlp(self.norm2(x)))

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from labkit.config import GPTConfig
 from labkit.model.block import Block, build_norm
+from labkit.model.cache import KVCache
 from labkit.model.positions import LearnedPositions, SinusoidalPositions
 
 
@@ -17,6 +18,8 @@ class GPT(nn.Module):
 
     ids: (batch, seq) whole numbers in [0, vocab_size), seq at most context_length.
     Returns logits (batch, seq, vocab_size): position t scores every candidate for token t + 1.
+    cache: what was read before; ids come after it and are added to it.
+    at: (batch,) one position of each row; then only its logits are computed, (batch, vocab_size).
     Raises ValueError for ids of another shape or kind, a longer sequence or ids outside the vocabulary.
 
     Initial values:
@@ -86,24 +89,33 @@ class GPT(nn.Module):
                     f"{self.config.vocab_size - 1}. Was the text encoded with another tokenizer?"
                 )
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token plus position embeddings, (batch, seq, d_model): what the first block reads."""
+    def embed(self, ids: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Token plus position embeddings, (batch, seq, d_model): what the first block reads.
+
+        start: position of the first token, or (batch,) positions where the rows differ.
+        """
         x = self.token_embedding(ids)
         if self.config.embedding_scale:
             x = x * self.config.d_model**0.5
         if self.positions is not None:
-            x = x + self.positions(ids.shape[1])
+            x = x + self.positions(ids.shape[1], start)
         return self.dropout(x)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, *, at: Tensor | None = None) -> Tensor:
         self.check_ids(ids)
-        x = self.embed(ids)
-        for block in self.blocks:
+        if cache is not None:
+            cache.begin(ids)
+        x = self.embed(ids, 0 if cache is None else cache.positions)
+        for number, block in enumerate(self.blocks):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x)
-        return self.head(self.norm(x))  # (batch, seq, vocab_size)
+                x = block(x, None if cache is None else cache.layers[number])
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        if at is not None:
+            x = x[torch.arange(len(x), device=x.device), at]  # (batch, d_model)
+        return self.head(self.norm(x))  # (batch, seq, vocab_size), or (batch, vocab_size)
 
     def loss(self, ids: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
         """Mean cross-entropy in nats per token, over the targets that are not ignore_index.

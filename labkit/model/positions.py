@@ -8,10 +8,18 @@ import torch
 from torch import Tensor, nn
 
 
+def _rows(table: Tensor, seq: int, start: int | Tensor) -> Tensor:
+    """seq rows of the table from start on: (seq, features), or (batch, seq, features) where starts differ."""
+    if isinstance(start, int):
+        return table[start : start + seq]
+    return table[start[:, None] + torch.arange(seq, device=table.device)]
+
+
 class LearnedPositions(nn.Module):
     """One trained vector per position, added to the token embeddings.
 
-    ids: not needed, only how many; returns (seq, d_model).
+    seq: how many.  start: position of the first, or (batch,) positions where the rows of a batch differ.
+    Returns (seq, d_model), or (batch, seq, d_model).
     Source: Gehring et al. (2017); used by GPT-2.
     """
 
@@ -20,14 +28,15 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(context_length, d_model))
         nn.init.normal_(self.weight, std=0.01)
 
-    def forward(self, seq: int) -> Tensor:
-        return self.weight[:seq]
+    def forward(self, seq: int, start: int | Tensor = 0) -> Tensor:
+        return _rows(self.weight, seq, start)
 
 
 class SinusoidalPositions(nn.Module):
     """A fixed vector of sines and cosines per position, added to the token embeddings.
 
-    Feature pair i of position p holds sin and cos of p / 10000**(2 i / d_model); returns (seq, d_model).
+    Feature pair i of position p holds sin and cos of p / 10000**(2 i / d_model).
+    seq, start and what is returned: as for `LearnedPositions`.
     Source: Vaswani et al. (2017), section 3.5.
     """
 
@@ -42,8 +51,8 @@ class SinusoidalPositions(nn.Module):
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
         self.table: Tensor
 
-    def forward(self, seq: int) -> Tensor:
-        return self.table[:seq]
+    def forward(self, seq: int, start: int | Tensor = 0) -> Tensor:
+        return _rows(self.table, seq, start)
 
 
 class RotaryPositions(nn.Module):
@@ -52,6 +61,7 @@ class RotaryPositions(nn.Module):
     x: (batch, heads, seq, head_dim), head_dim even; returns the same shape. Feature i is paired with
     feature i + head_dim / 2 and turned by p * base**(-2 i / head_dim), so that the dot product of a query
     and a key depends only on the distance between them.
+    start: position of the first, or (batch,) positions where the rows differ.
     Source: Su et al. (2021), equation 34, with the halves paired as in the Llama family.
     """
 
@@ -65,8 +75,10 @@ class RotaryPositions(nn.Module):
         self.cos: Tensor
         self.sin: Tensor
 
-    def forward(self, x: Tensor) -> Tensor:
-        seq = x.shape[-2]
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
+        cos, sin = (_rows(table, x.shape[-2], start) for table in (self.cos, self.sin))
+        if cos.ndim == 3:
+            cos, sin = cos[:, None], sin[:, None]  # (batch, 1, seq, head_dim): the same for every head
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
-        return x * self.cos[:seq] + turned * self.sin[:seq]
+        return x * cos + turned * sin

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
+from variants import VARIANTS, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
-from labkit.generation import generate, generate_batch, next_token_probabilities, stream
-from labkit.generation.generate import _draw
+from labkit.generation import decoding, draw, generate, generate_batch, next_token_probabilities
 
 VOCAB, CONTEXT = 13, 7
 
@@ -34,37 +34,78 @@ PROMPTS = [
 ]  # the last is longer than the context
 
 
-def test_greedy_takes_the_likeliest_token_each_time() -> None:
-    model, ids = gpt(), [1, 4, 1]
-    for _ in range(6):  # past the context: the window slides
+def uncached(model: GPT, prompt: list[int], config: SampleConfig, seed: int) -> list[int]:
+    """What generate promises, in its plainest form: the whole window is read anew for every token."""
+    ids, context = list(prompt), model.config.context_length
+    start = max(0, len(ids) - context)
+    uniforms = torch.rand(
+        config.max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    for uniform in uniforms:
+        if len(ids) - start > context:
+            start = len(ids) - (context - context // 4)
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids[-CONTEXT:]]))[0, -1].argmax()))
-    assert generate(model, [1, 4, 1], SampleConfig(temperature=0, max_new_tokens=6)).tolist() == ids
+            logits = model(torch.tensor([ids[start:]]))[0, -1]
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        seen[ids] = True
+        ids.append(int(draw(next_token_probabilities(logits, config, seen)[None], uniform[None])))
+    return ids
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize(
-    "config",
-    [SampleConfig(max_new_tokens=9), SampleConfig(max_new_tokens=9, temperature=0.6, top_k=5, top_p=0.9)],
-)
-def test_generate_equals_a_plain_loop(prompt: list[int], config: SampleConfig) -> None:
-    model, ids = gpt(), list(prompt)
-    generator = torch.Generator().manual_seed(21)
-    for _ in range(config.max_new_tokens):
-        with torch.no_grad():
-            logits = model(torch.tensor([ids[-CONTEXT:]]))[0, -1]
-        noise = torch.empty(VOCAB).exponential_(generator=generator)
-        ids.append(int((next_token_probabilities(logits.float(), config) / noise).argmax()))
-    assert generate(model, prompt, config, seed=21).tolist() == ids
+SETTINGS = [
+    SampleConfig(max_new_tokens=29),
+    SampleConfig(max_new_tokens=29, temperature=0),
+    SampleConfig(max_new_tokens=29, temperature=1.7, top_k=5, top_p=0.9, min_p=0.02),
+    SampleConfig(max_new_tokens=29, repetition_penalty=1.3, temperature=0),
+]
 
 
-def test_a_row_of_a_ragged_batch_gets_the_text_it_would_get_alone() -> None:
-    model, config = gpt(), SampleConfig(max_new_tokens=11, temperature=1.3)
+@pytest.mark.parametrize("config", SETTINGS, ids=["plain", "greedy", "filters", "penalty"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_cache_changes_no_text_of_any_kind_of_model(name: str, config: SampleConfig) -> None:
+    """Far past the context of 11, alone and in a batch with texts that are longer or shorter."""
+    model = variant(name)
     together = generate_batch(model, PROMPTS, config, seed=40)
     for number, prompt in enumerate(PROMPTS):
-        assert together[number].tolist() == generate(model, prompt, config, seed=40 + number).tolist()
-        assert together[number][: len(prompt)].tolist() == prompt
-        assert len(together[number]) == len(prompt) + 11
+        expected = uncached(model, prompt, config, seed=40 + number)
+        assert generate(model, prompt, config, seed=40 + number).tolist() == expected
+        assert together[number].tolist() == expected
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 4, 5])
+def test_short_contexts_work(context: int) -> None:
+    model, config = variant("gpt2", context_length=context), SampleConfig(max_new_tokens=13)
+    assert generate(model, [3, 1], config, seed=5).tolist() == uncached(model, [3, 1], config, seed=5)
+
+
+def test_the_newest_three_quarters_of_a_full_window_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, windows = variant("gpt2", context_length=9), []
+    read = decoding.Decoder.read
+    monkeypatch.setattr(
+        decoding.Decoder,
+        "read",
+        lambda self, prompts, copies=1: windows.append(prompts[0].tolist()) or read(self, prompts, copies),
+    )
+    text = generate(model, [3, 1], SampleConfig(max_new_tokens=14)).tolist()
+    assert windows == [text[:2], text[3:10], text[6:13]]  # 7 of 9, each time the tenth token has come
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_several_texts_of_a_prompt_share_its_reading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, config = variant(name), SampleConfig(max_new_tokens=14, n=3)
+    shapes = []
+    forward = GPT.forward
+    monkeypatch.setattr(
+        GPT,
+        "forward",
+        lambda self, ids, *rest, **more: shapes.append(ids.shape) or forward(self, ids, *rest, **more),
+    )
+    texts = generate_batch(model, PROMPTS[:2], config, seed=7)
+    assert shapes[0] == (2, 5)
+    alone = SampleConfig(max_new_tokens=14)
+    for number, text in enumerate(texts):
+        assert text.tolist() == generate(model, PROMPTS[number // 3], alone, seed=7 + number).tolist()
+    assert len({tuple(text.tolist()) for text in texts}) == 6
 
 
 def test_padding_of_a_ragged_batch_does_not_reach_the_logits() -> None:
@@ -89,22 +130,16 @@ def test_the_same_seed_gives_the_same_text_and_another_seed_another() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.parametrize(
-    "config", [SampleConfig(max_new_tokens=9), SampleConfig(max_new_tokens=30, eos_id=4)]
-)
-def test_stream_yields_what_generate_returns(config: SampleConfig) -> None:
-    model = gpt()
-    assert [3, 1, *stream(model, [3, 1], config, seed=2)] == generate(model, [3, 1], config, seed=2).tolist()
-
-
-def test_stream_draws_a_token_only_when_it_is_asked_for() -> None:
-    model = gpt()
-    calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    tokens = stream(model, [3], SampleConfig(max_new_tokens=9))
-    next(tokens)
-    next(tokens)
-    assert len(calls) == 2
+def test_a_token_is_drawn_only_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    next_tokens = decoding.next_tokens
+    monkeypatch.setattr(
+        decoding, "next_tokens", lambda *arguments: drawn.append(1) or next_tokens(*arguments)
+    )
+    steps = decoding.decode(gpt(), [torch.tensor([3])], SampleConfig(max_new_tokens=9), seed=0)
+    next(steps)
+    next(steps)
+    assert len(drawn) == 2
 
 
 def test_eos_ends_its_own_row_and_no_other() -> None:
@@ -120,13 +155,33 @@ def test_eos_ends_its_own_row_and_no_other() -> None:
     assert len(lengths) > 1  # rows did end at different times
 
 
-def test_generation_stops_when_every_row_has_ended() -> None:
-    model = gpt()
-    calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    config = SampleConfig(max_new_tokens=500, temperature=8, eos_id=4)
-    rows = generate_batch(model, [[3], [5]], config)
-    assert len(calls) == max(len(row) - 1 for row in rows) < 500
+def test_generation_stops_when_every_row_has_ended_and_ended_rows_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+    step = decoding.Decoder.step
+    monkeypatch.setattr(
+        decoding.Decoder, "step", lambda self, tokens: sizes.append(len(tokens)) or step(self, tokens)
+    )
+    model = variant("gpt2", context_length=500)
+    config = SampleConfig(max_new_tokens=400, temperature=8, eos_id=4)
+    lengths = [len(row) - 1 for row in generate_batch(model, [[3], [5], [7]], config)]
+    assert max(lengths) < 400
+    assert sizes == [sum(length > number for length in lengths) for number in range(1, max(lengths))]
+
+
+def test_a_reader_of_the_steps_can_end_a_text() -> None:
+    model, config = gpt(), SampleConfig(max_new_tokens=9)
+    prompts = [torch.tensor(prompt) for prompt in PROMPTS[:3]]
+    tokens: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for step in decoding.decode(model, prompts, config, seed=1):
+        for text, token in zip(step.texts, step.tokens, strict=True):
+            tokens[text].append(token)
+            if text == 1 and len(tokens[1]) == 4:
+                step.ended.add(1)
+    whole = generate_batch(model, PROMPTS[:3], config, seed=1)
+    for text, cut in ((0, 9), (1, 4), (2, 9)):
+        assert tokens[text] == whole[text][len(PROMPTS[text]) :][:cut].tolist()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -136,9 +191,9 @@ def test_the_models_mode_is_restored_and_dropout_is_off_meanwhile(training: bool
     expected = generate(gpt(), [3, 1], config)
     assert torch.equal(generate(model, [3, 1], config), expected)
     assert model.training == training
-    tokens = stream(model, [3, 1], config)
-    next(tokens)
-    tokens.close()  # abandoned half-way
+    steps = decoding.decode(model, [torch.tensor([3, 1])], config, seed=0)
+    next(steps)
+    steps.close()  # abandoned half-way
     assert model.training == training
     with pytest.raises(ValueError, match="not finite"):
         generate(_broken(model), [3])
@@ -195,33 +250,25 @@ def test_prompts_that_cannot_be_continued_are_refused(prompts: Any, message: str
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"logits are not finite. Did its training diverge"):
+    with pytest.raises(ValueError, match=r"logits are not finite .* Did the model's training diverge"):
         generate(_broken(gpt()), [3])
 
 
-def test_draws_follow_the_probabilities() -> None:
-    """Chi-square of 120,000 draws; a mass of zero is never drawn."""
-    probabilities = torch.tensor([0.5, 0.25, 0.0, 0.15, 0.07, 0.02, 0.01])
-    rows, rounds = 1000, 120
-    generators = [torch.Generator().manual_seed(seed) for seed in range(rows)]
-    drawn = [_draw(probabilities.expand(rows, -1), generators) for _ in range(rounds)]
-    counts = torch.tensor(drawn).flatten().bincount(minlength=7)
-    assert counts.sum() == rows * rounds
-    assert counts[2] == 0
-    some = probabilities > 0
-    expected = probabilities[some].double() / probabilities[some].double().sum() * rows * rounds
-    assert stats.chisquare(counts[some].numpy(), expected.numpy()).pvalue > 0.001
-
-
 def test_rows_with_neighbouring_seeds_are_independent() -> None:
-    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    probabilities = torch.full((2, 4), 0.25)
-    pairs = torch.tensor([_draw(probabilities, generators) for _ in range(20_000)])
-    table = (pairs[:, 0] * 4 + pairs[:, 1]).bincount(minlength=16).reshape(4, 4)
+    """Chi-square of 20,000 pairs of draws among four tokens."""
+    count = 20_000
+    pairs = torch.stack([decoding._uniforms(count, seed) for seed in range(2)]).mul(4).long()
+    table = (pairs[0] * 4 + pairs[1]).bincount(minlength=16).reshape(4, 4)
     assert stats.chi2_contingency(table.numpy()).pvalue > 0.001
 
 
-def test_a_certain_token_is_always_drawn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    certain: Tensor = torch.tensor([[0.0, 0.0, 1.0]])
-    assert {_draw(certain, [generator])[0] for _ in range(5000)} == {2}
+def test_a_longer_text_begins_as_the_shorter_one() -> None:
+    model = gpt()
+    short, long = (generate(model, [3], SampleConfig(max_new_tokens=size), seed=6) for size in (5, 33))
+    assert torch.equal(long[:6], short)
+
+
+def test_half_precision_models_write() -> None:
+    model = variant("rotary").bfloat16()
+    text = generate(model, [3, 1], SampleConfig(max_new_tokens=20, temperature=0))
+    assert len(text) == 22

@@ -1,0 +1,212 @@
+"""A model that reads on: prompts once, then one token per row and step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labkit.config import GPTConfig
+from labkit.model import GPT, MLP, Block, KVCache
+from labkit.model.cache import LayerCache
+
+Step = Callable[[Tensor], Tensor]
+"""(rows, features) to (rows, features)."""
+
+
+class Decoder:
+    """Logits of the next token for rows that grow, with a key-value cache.
+
+    A step computes what `model(ids, cache=cache)` does, in the way that costs least here: on a CPU as a flat
+    list of products (`flat_step`), on a GPU as a captured graph (`graph_step`), and otherwise, where weights
+    are split among processes or autocast is on, by calling the model.
+    """
+
+    def __init__(self, model: GPT, capacity: int) -> None:
+        self.model, self.capacity = model, capacity
+        embedding = model.token_embedding.weight
+        self.device, self.dtype = embedding.device, embedding.dtype
+        autocast = torch.is_autocast_enabled(self.device.type)
+        if autocast:
+            self.dtype = torch.get_autocast_dtype(self.device.type)
+        # FSDP's parameters are of another type, and gathered only while the module is called.
+        plain = not autocast and all(type(parameter) is nn.Parameter for parameter in model.parameters())
+        self.flat = plain and self.device.type == "cpu"
+        self.graph = plain and self.device.type == "cuda"
+        self._flat_step = flat_step(model) if self.flat else None
+        self._graph_step: Callable[[Tensor], Tensor] | None = None
+        self._fixed: KVCache | None = None
+
+    def _cache(self, rows: int, *, fixed: bool = False) -> KVCache:
+        return KVCache(
+            self.model.config, rows, capacity=self.capacity, fixed=fixed, device=self.device, dtype=self.dtype
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether the cache has no room for another token."""
+        return self.cache.length == self.capacity
+
+    def read(self, prompts: Sequence[Tensor], copies: int = 1) -> Tensor:
+        """Read prompts, (seq,) ids each, from the start; returns (prompts * copies, vocab) logits.
+
+        Each row that follows a prompt is kept `copies` times: the prompt is read once for all of them.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
+        self.cache = self._cache(len(prompts))
+        logits = self.model(ids, cache=self.cache, at=torch.tensor(lengths, device=self.device) - 1)
+        self.cache.trim(lengths)
+        rows = [number for number in range(len(prompts)) for _ in range(copies)]
+        if self.graph:
+            self._load_graph(rows)
+        elif copies > 1:
+            self.keep(rows)
+        return logits[rows] if copies > 1 else logits
+
+    def _load_graph(self, rows: list[int]) -> None:
+        prefilled = self.cache
+        if self._fixed is None or self._fixed.batch != len(rows):
+            self._fixed = self._cache(len(rows), fixed=True)
+            self._graph_step = graph_step(self.model, self._fixed)
+        self.cache = self._fixed
+        self.cache.copy_rows(prefilled, rows)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Read one more token in each row, (rows,); returns (rows, vocab) logits."""
+        if self._graph_step is not None:
+            return self._graph_step(tokens)
+        if self._flat_step is not None:
+            return self._flat_step(tokens, self.cache)
+        return self.model(tokens[:, None], cache=self.cache)[:, 0]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, in this order."""
+        remaining = self._cache(len(rows))
+        remaining.copy_rows(self.cache, rows)
+        self.cache = remaining
+
+
+def flat_step(model: GPT) -> Callable[[Tensor, KVCache], Tensor]:
+    """One decoding step with hardly a module call, for a model on a CPU.
+
+    For one token the products are so small that calling modules would take as long as computing them.
+    """
+    blocks = [_FlatBlock(block, model.config) for block in model.blocks if isinstance(block, Block)]
+    norm, head = _norm(model.norm), _product(model.head)
+
+    def step(tokens: Tensor, cache: KVCache) -> Tensor:
+        ids = tokens[:, None]
+        cache.begin(ids)
+        x = model.embed(ids, cache.positions)[:, 0]  # (rows, d_model)
+        for block, layer in zip(blocks, cache.layers, strict=True):
+            x = block(x, layer, cache)
+        cache.advance(1)
+        return head(norm(x))
+
+    return step
+
+
+class _FlatBlock:
+    """What a Block does to one token per row, (rows, d_model), as a list of products."""
+
+    def __init__(self, block: Block, config: GPTConfig) -> None:
+        attention = block.attention
+        self.grouped, self.rotary = attention.grouped, attention.rotary
+        self.heads = [config.n_heads, config.kv_heads, config.kv_heads]
+        self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
+        self.qkv = _joined([attention.query, attention.key, attention.value])
+        self.out, self.mlp = _product(attention.out), _feed_forward(block.mlp)
+        self.shape = (-1, sum(self.heads), 1, config.head_dim)
+
+    def __call__(self, x: Tensor, layer: LayerCache, cache: KVCache) -> Tensor:
+        q, k, v = (
+            self.qkv(self.norm1(x)).view(self.shape).split(self.heads, dim=1)
+        )  # (rows, heads, 1, head_dim)
+        if self.rotary is not None:
+            q, k = self.rotary(q, cache.positions), self.rotary(k, cache.positions)
+        k, v = layer.append(k, v)  # (rows, kv_heads, slots, head_dim)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask, enable_gqa=self.grouped)
+        x = x + self.out(mixed.reshape(x.shape))
+        return x + self.mlp(self.norm2(x))
+
+
+ONEDNN_SIZE = 2**18
+"""Weights of a matrix from which on oneDNN, which uses all threads for a single row, beats `F.linear`."""
+JOINED_SIZE = 2**20
+"""Weights of three projections up to which joining them is worth a copy."""
+
+
+def _product(linear: nn.Linear) -> Step:
+    return _product_of(linear.weight, linear.bias)
+
+
+def _product_of(weight: Tensor, bias: Tensor | None) -> Step:
+    large = weight.dtype == torch.float32 and weight.numel() >= ONEDNN_SIZE
+    if large and torch.get_num_threads() > 1 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return lambda x: _onednn(x, weight, bias)
+    transposed = weight.t()
+    if bias is None:
+        return lambda x: torch.mm(x, transposed)
+    return lambda x: torch.addmm(bias, x, transposed)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def _joined(linears: Sequence[nn.Linear]) -> Step:
+    if sum(linear.weight.numel() for linear in linears) > JOINED_SIZE:
+        products = [_product(linear) for linear in linears]
+        return lambda x: torch.cat([product(x) for product in products], dim=-1)
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    weight = torch.cat(tuple(linear.weight for linear in linears))
+    return _product_of(weight, torch.cat(tuple(biases)) if biases else None)
+
+
+def _norm(module: nn.Module) -> Step:
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    shape, scale = list(module.normalized_shape), module.weight
+    if isinstance(module, nn.RMSNorm):
+        return lambda x: F.rms_norm(x, shape, scale, module.eps)
+    bias, eps = module.bias, module.eps
+    return lambda x: torch.layer_norm(x, shape, scale, bias, eps)
+
+
+def _feed_forward(mlp: MLP) -> Step:
+    up, down = _product(mlp.up), _product(mlp.down)
+    if mlp.gate is not None:
+        gate = _product(mlp.gate)
+        return lambda x: down(F.silu(gate(x)) * up(x))
+    approximate = "tanh" if mlp.activation == "gelu_tanh" else "none"
+    return lambda x: down(F.gelu(up(x), approximate=approximate))
+
+
+def graph_step(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
+    """One decoding step as a CUDA graph: a single launch in place of hundreds.
+
+    cache: a fixed one; what it holds is lost. The returned function reads (rows,) tokens into it and gives
+    (rows, vocab) logits, which the next call overwrites.
+    """
+    tokens = torch.zeros(cache.batch, 1, dtype=torch.long, device=cache.slot.device)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries set themselves up before capture
+        for _ in range(2):
+            cache.clear()
+            model(tokens, cache=cache)
+    torch.cuda.current_stream().wait_stream(side)
+    cache.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logits = model(tokens, cache=cache)[:, 0]
+
+    def step(drawn: Tensor) -> Tensor:
+        tokens.copy_(drawn[:, None])
+        graph.replay()
+        cache.length += 1  # the rest of the cache's state is counted in the graph
+        return logits
+
+    return step

@@ -1,0 +1,148 @@
+"""The loop that writes: read, draw, append, repeat, for many rows at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from labkit.config import SampleConfig
+from labkit.generation.decoder import Decoder
+from labkit.generation.filters import next_tokens
+from labkit.model import GPT
+
+Prompt = Tensor | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new token in every text that goes on."""
+
+    texts: list[int]
+    """Numbers of these texts."""
+    tokens: list[int]
+    """The id drawn in each."""
+    logits: Tensor
+    """(texts, vocab) what the model said, before any filter; valid until the next step."""
+    ended: set[int] = field(default_factory=set)
+    """Texts that stop here; whoever reads the steps may add to it."""
+
+
+def prompt_rows(model: GPT, prompts: Sequence[Prompt]) -> list[Tensor]:
+    """Prompts as (seq,) tensors of ids on the model's device.
+
+    Raises ValueError for ids that the model cannot read, empty prompts, and no prompts; warns where one is
+    longer than the context.
+    """
+    context = model.config.context_length
+    rows = []
+    for number, prompt in enumerate(prompts):
+        try:
+            row = torch.as_tensor(prompt, device=model.token_embedding.weight.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"generate: prompt {number} is {prompt!r:.60}; expected a list of token ids. "
+                "Encode text first: tokenizer.encode(text)."
+            ) from error
+        if row.ndim != 1 or row.numel() == 0:
+            raise ValueError(
+                f"generate: prompt {number} has shape {tuple(row.shape)}; expected a list of at least one "
+                "token id. To start from nothing, give the tokenizer's eos_id."
+            )
+        for window in row.split(context):
+            model.check_ids(window[None])
+        if len(row) > context:
+            warnings.warn(
+                f"generate: prompt {number} has {len(row)} tokens; the model reads the last {context}.",
+                stacklevel=4,
+            )
+        rows.append(row.long())
+    if not rows:
+        raise ValueError("generate: there are no prompts; give at least one.")
+    return rows
+
+
+def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: int) -> Iterator[Step]:
+    """Continue every prompt config.n times, yielding each step's tokens.
+
+    Text i * n + j is the j-th of prompt i, and draws with a generator of its own, seeded with
+    seed + i * n + j: it becomes what it would become alone.
+
+    A text may outgrow the context. Whenever its window is full, the model reads the last three quarters of
+    it anew, from position 0 on; so what it sees is never shorter than that, and the reading costs a fraction
+    of what reading the window at every token would.
+    """
+    context = model.config.context_length
+    texts = [prompt.tolist() for prompt in prompts for _ in range(config.n)]
+    starts = [max(0, len(text) - context) for text in texts]  # of the window that the model sees
+    draws = torch.stack([_uniforms(config.max_new_tokens, seed + number) for number in range(len(texts))])
+    batch, ended = list(range(len(texts))), set[int]()
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            needed = max(len(text) for text in texts) + config.max_new_tokens
+            decoder = Decoder(model, min(needed, context))
+            logits = decoder.read([prompt[-context:] for prompt in prompts], copies=config.n)
+            draws = draws.to(logits.device)
+            seen = _seen(texts, logits) if config.repetition_penalty != 1 else None
+        for number in range(config.max_new_tokens):
+            with torch.inference_mode():
+                active = [text for text in batch if text not in ended]
+                if len(active) < len(batch):
+                    logits = logits[[row for row, text in enumerate(batch) if text not in ended]]
+                if logits.dtype.itemsize < 4:
+                    logits = logits.float()
+                rows = slice(None) if len(active) == len(texts) else active
+                drawn = next_tokens(logits, config, draws[rows, number], None if seen is None else seen[rows])
+                if seen is not None:
+                    seen[active, drawn] = True
+            step = Step(active, drawn.tolist(), logits)
+            for text, token in zip(active, step.tokens, strict=True):
+                texts[text].append(token)
+                if token == config.eos_id:
+                    step.ended.add(text)
+            yield step
+            ended |= step.ended
+            if len(ended) == len(texts):
+                return
+            if number + 1 < config.max_new_tokens:
+                with torch.inference_mode():
+                    batch, logits = _read_on(decoder, texts, starts, batch, ended)
+    finally:
+        if was_training:
+            model.train()
+
+
+def _read_on(
+    decoder: Decoder, texts: list[list[int]], starts: list[int], batch: list[int], ended: set[int]
+) -> tuple[list[int], Tensor]:
+    """Let the model read the newest token of each text; returns the texts in its batch, and their logits."""
+    context = decoder.model.config.context_length
+    going_on = [text for text in batch if text not in ended]
+    if decoder.full:
+        for text in going_on:
+            if len(texts[text]) - starts[text] > context:
+                starts[text] = len(texts[text]) - (context - context // 4)
+        windows = [torch.tensor(texts[text][starts[text] :], device=decoder.device) for text in going_on]
+        return going_on, decoder.read(windows)
+    if len(going_on) < len(batch) and not decoder.graph:  # a captured step has its number of rows fixed
+        decoder.keep([row for row, text in enumerate(batch) if text not in ended])
+        batch = going_on
+    return batch, decoder.step(torch.tensor([texts[text][-1] for text in batch], device=decoder.device))
+
+
+def _uniforms(count: int, seed: int) -> Tensor:
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _seen(texts: list[list[int]], logits: Tensor) -> Tensor:
+    """(texts, vocab), True for the tokens of each text."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        seen[row, text] = True
+    return seen

@@ -1,0 +1,137 @@
+"""The fast step computes what the model does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from variants import CONTEXT, VARIANTS, VOCAB, variant
+
+from labkit import GPT, GPTConfig, SampleConfig
+from labkit.generation import decoder as room
+from labkit.generation import generate, generate_batch
+from labkit.generation.decoder import Decoder, flat_step
+from labkit.model import KVCache
+
+PROMPTS = [torch.tensor(ids) for ids in ([3, 1, 4], [1], [5, 9, 2, 6, 5])]
+
+
+def tokens(rows: int, seed: int) -> Tensor:
+    return torch.randint(VOCAB, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def steps_and_the_models(model: GPT, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    decoder = Decoder(model, CONTEXT)
+    logits = [decoder.read(PROMPTS)]
+    texts = PROMPTS
+    expected = [torch.stack([model(text[None])[0, -1] for text in texts])]
+    for number in range(5):
+        new = tokens(len(texts), number)
+        texts = [torch.cat([text, token[None]]) for text, token in zip(texts, new, strict=True)]
+        logits.append(decoder.step(new))
+        expected.append(torch.stack([model(text[None])[0, -1] for text in texts]))
+    assert logits[0].dtype == dtype
+    return torch.stack(logits), torch.stack(expected)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_flat_step_equals_the_model(name: str) -> None:
+    assert Decoder(variant(name), CONTEXT).flat
+    assert_close(*steps_and_the_models(variant(name), torch.float64))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("joined", [0, 10**9])
+def test_so_it_does_with_onednn_and_with_separate_projections(
+    name: str, joined: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    onednn = room._onednn
+    monkeypatch.setattr(room, "_onednn", lambda *arguments: calls.append(1) or onednn(*arguments))
+    monkeypatch.setattr(room, "ONEDNN_SIZE", 0)
+    monkeypatch.setattr(room, "JOINED_SIZE", joined)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert_close(*steps_and_the_models(variant(name).float(), torch.float32), atol=1e-4, rtol=1e-4)
+    assert calls
+
+
+def test_a_row_that_is_dropped_leaves_the_others_as_they_are() -> None:
+    model = variant("rotary")
+    whole, fewer = Decoder(model, CONTEXT), Decoder(model, CONTEXT)
+    with torch.no_grad():
+        whole.read(PROMPTS)
+        fewer.read(PROMPTS)
+        for number in range(5):
+            new = tokens(3, number)
+            expected = whole.step(new)
+            if number == 2:
+                fewer.keep([0, 2])
+            found = fewer.step(new if number < 2 else new[[0, 2]])
+            assert_close(found, expected if number < 2 else expected[[0, 2]])
+
+
+def test_weights_that_training_changes_are_those_that_the_next_text_is_written_with() -> None:
+    model, config = variant("gpt2"), SampleConfig(max_new_tokens=9, temperature=0)
+    before = generate(model, [3], config)
+    with torch.no_grad():
+        model.blocks[0].attention.query.weight.mul_(-1)
+        model.head.weight.mul_(-1)
+    after = generate(model, [3], config)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, generate(variant_with(model), [3], config))
+
+
+def variant_with(model: GPT) -> GPT:
+    """Another model with the same weights."""
+    other = GPT(model.config).double().eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_under_autocast_the_model_itself_is_called() -> None:
+    model = variant("llama").float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decoder = Decoder(model, CONTEXT)
+        assert not decoder.flat
+        assert decoder.read(PROMPTS, copies=2).shape == (6, VOCAB)
+        assert decoder.cache.layers[0].keys.dtype == torch.bfloat16
+        assert decoder.step(tokens(6, 0)).shape == (6, VOCAB)
+        assert len(generate(model, [3, 1], SampleConfig(max_new_tokens=20))) == 22
+
+
+def test_a_text_that_fits_takes_no_more_cache_than_it_needs() -> None:
+    model = variant("gpt2", context_length=512)
+    taken = []
+    original = KVCache.__init__
+
+    def watched(self: KVCache, config: GPTConfig, batch: int = 1, **options: object) -> None:
+        original(self, config, batch, **options)
+        taken.append(self.capacity)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KVCache, "__init__", watched)
+        generate(model, [3, 1, 4], SampleConfig(max_new_tokens=20))
+    assert taken == [23]
+
+
+def test_flat_step_takes_any_cache_that_fits() -> None:
+    model = variant("grouped")
+    cache = KVCache(model.config, 2, dtype=torch.float64)
+    with torch.no_grad():
+        found = torch.stack([flat_step(model)(tokens(2, number), cache) for number in range(4)], dim=1)
+        ids = torch.stack([tokens(2, number) for number in range(4)], dim=1)
+        assert_close(found, model(ids))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_captured_step_equals_the_model_on_a_gpu(name: str) -> None:
+    model = variant(name).cuda()
+    config = SampleConfig(max_new_tokens=29, top_k=7, n=2)
+    prompts = [prompt.cuda() for prompt in PROMPTS]
+    assert Decoder(model, CONTEXT).graph
+    on_gpu = generate_batch(model, prompts, config, seed=3)
+    on_cpu = generate_batch(model.cpu(), PROMPTS, config, seed=3)
+    assert [text.tolist() for text in on_gpu] == [text.tolist() for text in on_cpu]
