@@ -19,10 +19,6 @@ TokenizerName = Literal["char", "bpe", "gpt2"]
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 
 
-def _unknown_preset(kind: str, name: str, known: dict[str, Any]) -> ValueError:
-    return ValueError(f"{kind}.preset: {name!r} is not known. Choose from {', '.join(known)}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """The shape of a decoder-only transformer.
@@ -113,7 +109,9 @@ class GPTConfig:
         Raises ValueError for a name that is not in `MODEL_PRESETS`.
         """
         if name not in MODEL_PRESETS:
-            raise _unknown_preset(cls.__name__, name, MODEL_PRESETS)
+            raise ValueError(
+                f"{cls.__name__}.preset: {name!r} is not known. Choose from {', '.join(MODEL_PRESETS)}."
+            )
         return cls(**MODEL_PRESETS[name] | overrides)
 
 
@@ -293,10 +291,6 @@ class SampleConfig:
             fail(self, f"min_p={self.min_p} must be in [0, 1]; 0 keeps everything.")
         if self.repetition_penalty <= 0:
             fail(self, f"repetition_penalty={self.repetition_penalty} must be above 0; 1 changes nothing.")
-        if isinstance(self.stop, list):  # as JSON gives them back
-            object.__setattr__(self, "stop", tuple(self.stop))
-        if "" in self.stop:
-            fail(self, "stop has an empty string in it, which every text contains. Leave it out.")
 
 
 def as_dict(config: GPTConfig | TrainConfig | DataConfig | SampleConfig) -> dict[str, Any]:

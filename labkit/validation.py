@@ -42,9 +42,9 @@ def _check_value(config: Any, name: str, value: Any, kind: Any) -> None:
         if isinstance(value, list):  # as JSON gives it back
             object.__setattr__(config, name, tuple(value))
         elif not isinstance(value, tuple):
-            fail(config, f"{name}={value!r} must be a list of names.")
+            fail(config, f"{name}={value!r} must be a list of texts.")
         if wrong := [each for each in value if not isinstance(each, str) or not each]:
-            fail(config, f"{name}: {wrong[0]!r} must be a name.")
+            fail(config, f"{name}: {wrong[0]!r} must be a text that is not empty.")
 
 
 def at_least(config: Any, low: float, *names: str) -> None:

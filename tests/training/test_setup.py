@@ -135,8 +135,8 @@ def test_a_warm_start_from_what_does_not_fit(
     [
         ({"stride": 0}, "stride=0 must be at least 1"),
         ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
-        ({"groups": "comedies"}, "groups='comedies' must be a list of names"),
-        ({"groups": ["comedies", 3]}, "groups: 3 must be a name"),
+        ({"groups": "comedies"}, "groups='comedies' must be a list of texts"),
+        ({"groups": ["comedies", 3]}, "groups: 3 must be a text that is not empty"),
         ({"tokenizer": "word"}, "tokenizer='word' is not known. Choose from char, bpe, gpt2"),
         ({"corpus": None}, "corpus=None must be text"),
         ({"sequences": "x.pt", "stride": 3}, "sequences brings its own windows"),

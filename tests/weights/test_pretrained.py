@@ -226,7 +226,7 @@ def test_labkit_sample_says_which_model_writes(capsys: pytest.CaptureFixture[str
 
     with pytest.raises(SystemExit):
         main(["sample", "--help"])
-    assert "model that comes with labkit" in " ".join(re.sub("│", " ", capsys.readouterr().out).split())
+    assert "labkit's own model" in " ".join(re.sub("│", " ", capsys.readouterr().out).split())
 
 
 def test_the_recipe_runs_stops_and_goes_on(
