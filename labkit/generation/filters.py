@@ -74,6 +74,7 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(descending=True, stable=True)
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens already cover
+    p = max(p, torch.finfo(logits.dtype).tiny)  # a smaller p would round to 0 and remove even the first
     removed = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(removed, -torch.inf)
 
@@ -99,25 +100,28 @@ def next_token_probabilities(logits: Tensor, config: SampleConfig, seen: Tensor 
     where config has one.  Returns probabilities of the same shape; at temperature 0 all mass is on the
     likeliest token.  Raises ValueError for top_k above vocab, and for logits that leave nothing to draw.
     """
-    logits = _penalised(logits, config, seen)
+    logits = _scaled(logits, config, seen)
     if config.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter(-1, best, 1.0)
-    logits = apply_temperature(logits, config.temperature)
     if config.top_k is not None:
         logits = top_k_filter(logits, config.top_k)
     return _after_top_k(logits, config)
 
 
-def _penalised(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor:
+def _scaled(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor:
+    if config.repetition_penalty != 1 and seen is not None:
+        logits = apply_repetition_penalty(logits, seen, config.repetition_penalty)
+    if config.temperature != 0:
+        logits = apply_temperature(logits, config.temperature)
     if not math.isfinite(float(logits.amax(-1).sum())):
         raise ValueError(
             "The logits are not finite (the largest is NaN, inf or -inf), so there is nothing to draw from. "
-            "Did the model's training diverge, or does a filter of your own remove every token?"
+            "Did the model's training diverge, does a filter of your own remove every token, or is the "
+            f"setting too extreme (temperature={config.temperature}, "
+            f"repetition_penalty={config.repetition_penalty})?"
         )
-    if config.repetition_penalty == 1 or seen is None:
-        return logits
-    return apply_repetition_penalty(logits, seen, config.repetition_penalty)
+    return logits
 
 
 def _after_top_k(logits: Tensor, config: SampleConfig) -> Tensor:
@@ -145,10 +149,9 @@ def next_tokens(logits: Tensor, config: SampleConfig, uniforms: Tensor, seen: Te
     With top-k only what it leaves is worked on, in the same order: otherwise a vocabulary of 50,257 would
     cost more than a small model does.
     """
-    logits = _penalised(logits, config, seen)
+    logits = _scaled(logits, config, seen)
     if config.temperature == 0:
         return logits.argmax(-1)
-    logits = apply_temperature(logits, config.temperature)
     if config.top_k is None:
         return draw(_after_top_k(logits, config), uniforms)
     logits, ids = _shortlist(logits, config.top_k)
