@@ -173,10 +173,10 @@ class _GrowingText:
 
     def add(self, token: int) -> str:
         self.held += self.characters.decode(self.tokenizer.token_bytes(token))
-        found = [at for stop in self.stop if (at := self.held.find(stop)) >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self.stop if (at := self.held.find(stop)) >= 0]
+        if found:  # the one that ends first: how the tokens cut the text must not matter
             self.stopped = True
-            return self.held[: min(found)]
+            return self.held[: min(found)[1]]
         certain = len(self.held) - max((_overlap(self.held, stop) for stop in self.stop), default=0)
         given, self.held = self.held[:certain], self.held[certain:]
         return given

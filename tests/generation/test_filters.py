@@ -127,6 +127,11 @@ def test_equal_tokens_at_the_border_of_top_p_stay_in_the_order_of_their_ids() ->
     assert kept(top_p_filter(logits, 0.5)).tolist() == [False, True, True, False, True, False]
 
 
+@pytest.mark.parametrize(("p", "count"), [(0.25, 1), (0.2501, 2), (0.5, 2), (0.75, 3), (0.7501, 4)])
+def test_top_p_stops_as_soon_as_the_mass_is_reached_exactly(p: float, count: int) -> None:
+    assert kept(top_p_filter(torch.zeros(4), p)).tolist() == [True] * count + [False] * (4 - count)
+
+
 @given(logit_rows, st.floats(0.01, 1))
 def test_top_p_keeps_the_smallest_set_with_mass_p(logits: Tensor, p: float) -> None:
     probabilities = logits.softmax(-1)
