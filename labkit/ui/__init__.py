@@ -1,7 +1,7 @@
 """What a reader sees and moves: figures, tables of runs, and widgets."""
 
 from labkit.ui.figures import COLOURS, LINES, heatmap, new_figure, probability_bars, show, training_curves
-from labkit.ui.playground import SamplingPlayground, render_sample
+from labkit.ui.playground import SamplingPlayground
 from labkit.ui.run_views import checkpoints_table, compare_runs, comparison_curves, runs_table
 from labkit.ui.sampling_stages import SamplingStages, next_token_table, sampling_stages, stage_bars
 
@@ -17,7 +17,6 @@ __all__ = [
     "new_figure",
     "next_token_table",
     "probability_bars",
-    "render_sample",
     "runs_table",
     "sampling_stages",
     "show",

@@ -142,26 +142,28 @@ def stage_bars(axes: Sequence[Axes], stages: SamplingStages, tokenizer: Tokenize
         axis.invert_yaxis()
         bits, effective = stages.entropy[stage], stages.effective[stage]
         axis.set_title(f"{TITLES[stage]}\n{bits:.2f} bits, like {effective:.1f} equal tokens", fontsize=10)
-        axis.set(xlabel="probability", xlim=(0, 1.05 * table[list(STAGES)].max(axis=None)))
+        axis.set(xlabel="probability", xlim=(0, 1.05 * float(table[list(STAGES)].to_numpy().max())))
 
 
 def token_label(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text in which nothing hides: U+202E for what has no shape or turns the line around.
+    """A token's text in which nothing hides, see `unhidden`; bytes of a cut character are \\xNN.
 
-    Bytes of a cut character are \\xNN. Blanks stay as they are; `visible` shows those.
+    An accent that has no letter to stand on is a code point too.  Blanks stay; `visible` shows those.
     """
-    return unhidden(tokenizer.token_bytes(token).decode("utf-8", "backslashreplace"))
+    if token >= tokenizer.vocab_size:
+        return f"id {token}"  # models may have more outputs than the tokenizer has tokens
+    text = tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
+    if unicodedata.category(text[0]) in {"Mn", "Me"}:
+        return f"U+{ord(text[0]):04X}{unhidden(text[1:])}"
+    return unhidden(text)
 
 
 def unhidden(text: str) -> str:
-    """A text with code points in place of control, format and private signs, and of a lone combining one."""
-    return "".join(
-        f"U+{ord(sign):04X}" if _hides(sign, first=number == 0) else sign for number, sign in enumerate(text)
-    )
+    """A text with a code point, like U+202E, for each sign that has no shape or turns the line around."""
+    return "".join(f"U+{ord(sign):04X}" if _hides(sign) else sign for sign in text)
 
 
-def _hides(sign: str, *, first: bool) -> bool:
-    if sign in " \n\t":
-        return False
+def _hides(sign: str) -> bool:
+    """Control, format (zero-width, direction), private and unassigned signs, and unusual blanks."""
     category = unicodedata.category(sign)
-    return category[0] == "C" or category in {"Zs", "Zl", "Zp"} or (first and category in {"Mn", "Me"})
+    return sign not in " \n\t" and (category[0] == "C" or category in {"Zs", "Zl", "Zp"})
