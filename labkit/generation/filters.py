@@ -54,10 +54,10 @@ def top_k_filter(logits: Tensor, k: int) -> Tensor:
 
 
 def _check_k(k: int, vocab: int) -> None:
-    if not 1 <= k <= vocab:
+    if k not in range(1, vocab + 1):
         raise ValueError(
-            f"top-k: k={k} must be from 1, which always takes the likeliest token, to {vocab}, the size of "
-            "the vocabulary. Leave top_k out to keep every token."
+            f"top-k: k={k} must be a whole number from 1, which always takes the likeliest token, to {vocab}, "
+            "the size of the vocabulary. Leave top_k out to keep every token."
         )
 
 

@@ -87,13 +87,13 @@ def stream(
 def stream_tokens(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     config: SampleConfig | None = None,
     *,
     seed: int = 0,
     logprobs: int | None = None,
 ) -> Iterator[Token]:
-    """Continue every prompt config.n times, yielding each token as it is drawn.
+    """Continue one or several prompts, each config.n times, yielding each token as it is drawn.
 
     A text ends at config.eos_id, by default the tokenizer's, and before the first of config.stop that the
     new text contains.  Bytes that make no whole character yet are held back, and so is what may still
@@ -112,6 +112,7 @@ def stream_tokens(
             tokenizer.encode(stop)
         except ValueError as error:
             raise ValueError(f"stop={stop!r} can never appear: {error}") from error
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     rows = prompt_rows(model, [_encoded(tokenizer, prompt) for prompt in prompts])
     return _tokens(model, tokenizer, rows, config, seed, logprobs)
 
