@@ -91,8 +91,23 @@ BAD_SAMPLINGS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": None}, "SampleConfig: temperature=None must be a number."),
     ({"top_k": 0}, "SampleConfig: top_k=0 must be at least 1."),
     ({"top_k": 1.5}, "SampleConfig: top_k=1.5 must be a whole number."),
-    ({"top_p": 0.0}, "SampleConfig: top_p=0.0 must be in (0, 1]."),
-    ({"top_p": 1.01}, "SampleConfig: top_p=1.01 must be in (0, 1]."),
+    ({"top_p": 0.0}, "SampleConfig: top_p=0.0 must be in (0, 1]; 1 keeps everything."),
+    ({"temperature": math.inf}, "SampleConfig: temperature=inf must be finite."),
+    ({"top_p": 1.01}, "SampleConfig: top_p=1.01 must be in (0, 1]; 1 keeps everything."),
+    ({"top_p": -0.2}, "SampleConfig: top_p=-0.2 must be in (0, 1]; 1 keeps everything."),
+    ({"top_p": math.nan}, "SampleConfig: top_p=nan must be finite."),
+    ({"min_p": -0.1}, "SampleConfig: min_p=-0.1 must be in [0, 1]; 0 keeps everything."),
+    ({"min_p": 1.1}, "SampleConfig: min_p=1.1 must be in [0, 1]; 0 keeps everything."),
+    ({"min_p": math.nan}, "SampleConfig: min_p=nan must be finite."),
+    ({"repetition_penalty": 0}, "repetition_penalty=0 must be above 0; 1 changes nothing."),
+    ({"repetition_penalty": -1.5}, "repetition_penalty=-1.5 must be above 0; 1 changes nothing."),
+    ({"repetition_penalty": math.nan}, "SampleConfig: repetition_penalty=nan must be finite."),
+    ({"repetition_penalty": None}, "SampleConfig: repetition_penalty=None must be a number."),
+    ({"stop": ("x", "")}, "SampleConfig: stop: '' must be a text that is not empty."),
+    ({"stop": [7]}, "SampleConfig: stop: 7 must be a text that is not empty."),
+    ({"stop": "the end"}, "SampleConfig: stop='the end' must be a list of texts."),
+    ({"n": 0}, "SampleConfig: n=0 must be at least 1."),
+    ({"n": 2.0}, "SampleConfig: n=2.0 must be a whole number."),
     ({"eos_id": -1}, "SampleConfig: eos_id=-1 must be at least 0."),
 ]
 
@@ -118,6 +133,12 @@ def test_bad_settings_are_refused_with_field_value_and_rule(
 def test_whole_numbers_are_accepted_where_a_float_is_meant() -> None:
     assert TrainConfig(learning_rate=1, min_learning_rate=0).learning_rate == 1
     assert SampleConfig(temperature=0, top_p=1).top_p == 1
+    assert SampleConfig(min_p=0, repetition_penalty=2).min_p == 0
+
+
+def test_stop_strings_may_be_a_list_and_are_kept_as_a_tuple() -> None:
+    assert SampleConfig(stop=["a", "b"]) == SampleConfig(stop=("a", "b"))  # type: ignore[arg-type]
+    assert hash(SampleConfig(stop=["a"])) == hash(SampleConfig(stop=("a",)))  # type: ignore[arg-type]
 
 
 def test_unknown_preset_lists_the_known_ones() -> None:
@@ -169,7 +190,14 @@ def test_an_overridden_preset_changes_that_field_alone() -> None:
     assert MODEL_PRESETS["gpt2"]["n_layers"] == 12  # the table itself is untouched
 
 
-@pytest.mark.parametrize("config", [GPTConfig(**ODD_MODEL), TrainConfig(epochs=0.5), SampleConfig(top_k=3)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTConfig(**ODD_MODEL),
+        TrainConfig(epochs=0.5),
+        SampleConfig(top_k=3, min_p=0.1, repetition_penalty=1.2, stop=("\n\n", "é"), n=4),
+    ],
+)
 def test_a_configuration_survives_json(config: Any) -> None:
     restored = type(config)(**json.loads(json.dumps(as_dict(config))))
     assert restored == config
