@@ -81,8 +81,8 @@ def changed(settings: SampleConfig, seed: int, words: str) -> tuple[SampleConfig
         )
     value = _parsed(values[0])
     if name == "seed":
-        if not isinstance(value, int):
-            raise ValueError(f"/set seed: {values[0]!r} must be a whole number.")
+        if value not in range(2**63):
+            raise ValueError(f"/set seed: {values[0]!r} must be a whole number from 0 on.")
         return settings, value
     return replace(settings, **{name: value}), seed
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
 import sys
 import warnings
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
+from labkit.cli.prompts import prompt_text
 from labkit.config import SampleConfig
 
 if TYPE_CHECKING:
@@ -26,9 +27,20 @@ Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="
 Switch = Annotated[bool, FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(SampleConfig):
+    """How text is drawn. Filters work in this order: repetition penalty, temperature, top-k, top-p, min-p."""
+
+    def __post_init__(self) -> None:
+        """Leave the checks to SampleConfig, whose messages need no frame."""
+
+
+DEFAULTS = SampleOptions()
+
+
 def sample(
     run: Positional[RunOrFolder] = None,
-    settings: OmitArgPrefixes[SampleConfig] = SampleConfig(),
+    settings: OmitArgPrefixes[SampleOptions] = DEFAULTS,
     prompt: Text = None,
     prompt_file: File = None,
     interactive: Switch = False,
@@ -49,11 +61,14 @@ def sample(
         device: cpu, cuda or mps; the best there is when not given.
         threads: CPU threads; PyTorch's choice when not given.
     """
+    config = SampleConfig(**vars(settings))
     if interactive and (prompt is not None or prompt_file is not None):
         raise ValueError("sample: --interactive asks for prompts; leave --prompt and --prompt-file out.")
-    text = "" if interactive else _prompt(prompt, prompt_file)
+    text = "" if interactive else prompt_text(prompt, prompt_file)
     if threads is not None and threads < 1:
         raise ValueError(f"sample: threads={threads} must be at least 1.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"sample: seed={seed} must be from 0 to {2**63 - 1}.")
 
     from labkit.device import best_device, set_threads
 
@@ -65,8 +80,8 @@ def sample(
         if interactive:
             from labkit.cli.interactive import converse
 
-            return converse(model, tokenizer, settings, seed)
-        write(model, tokenizer, text, settings, seed)
+            return converse(model, tokenizer, config, seed)
+        write(model, tokenizer, text, config, seed)
     except BrokenPipeError:  # whoever read has seen enough; a second complaint at exit is avoided
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -83,7 +98,9 @@ def write(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SampleConfig,
         warnings.simplefilter("always")
         tokens = stream_tokens(model, tokenizer, [prompt], settings, seed=seed)
     for warning in caught:
-        print(f"Note: {str(warning.message).removeprefix('generate: ')}", file=sys.stderr)
+        message = str(warning.message).removeprefix("generate: ").replace("prompt 0", "the prompt")
+        print(f"Note: {message}", file=sys.stderr)
+    tokens = chain([next(tokens)], tokens)  # what is wrong is said before the prompt is shown
     waiting = ["" for _ in range(settings.n)]
     finished = [False] * settings.n
     shown = 0
@@ -117,31 +134,3 @@ def _load(run: str | None) -> tuple[GPT, Tokenizer]:
     if (Path(run) / "model.safetensors").is_file():
         return load_pretrained(run)
     return Run.open(run).load()
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if prompt is not None and file is not None:
-        raise ValueError("sample: give --prompt or --prompt-file, not both.")
-    if prompt is not None:
-        return prompt
-    if file is None and not _piped():
-        return "\n"
-    if file is None or str(file) == "-":
-        return _read(sys.stdin.buffer.read(), "standard input")
-    return _read(file.read_bytes(), str(file))
-
-
-def _read(data: bytes, source: str) -> str:
-    try:
-        text = data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"sample: {source} is not UTF-8 text ({error}).") from error
-    return text if text == "\n" else text.removesuffix("\n")
-
-
-def _piped() -> bool:
-    """Whether standard input is a pipe or a file, rather than a keyboard or nothing."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-        return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
-    return False
