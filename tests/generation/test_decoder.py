@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -123,6 +125,31 @@ def test_flat_step_takes_any_cache_that_fits() -> None:
         found = torch.stack([flat_step(model)(tokens(2, number), cache) for number in range(4)], dim=1)
         ids = torch.stack([tokens(2, number) for number in range(4)], dim=1)
         assert_close(found, model(ids))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_loop_around_a_captured_step_writes_the_same_texts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU, with the model called where a GPU would replay: rows that end stay in the batch."""
+    model, config = variant(name), SampleConfig(max_new_tokens=29, temperature=2, eos_id=4, n=2)
+    expected = generate_batch(model, PROMPTS, config, seed=3)
+    assert len({len(text) for text in expected}) > 2
+    original = Decoder.__init__
+
+    def as_on_a_gpu(self: Decoder, model: GPT, capacity: int) -> None:
+        original(self, model, capacity)
+        self.graph = True
+
+    def uncaptured(model: GPT, cache: KVCache) -> Callable[[Tensor], Tensor]:
+        model(torch.zeros(cache.batch, 1, dtype=torch.long), cache=cache)  # as while capturing
+        cache.clear()
+        return lambda new: model(new[:, None], cache=cache)[:, 0]
+
+    monkeypatch.setattr(Decoder, "__init__", as_on_a_gpu)
+    monkeypatch.setattr(room, "graph_step", uncaptured)
+    found = generate_batch(model, PROMPTS, config, seed=3)
+    assert [text.tolist() for text in found] == [text.tolist() for text in expected]
 
 
 @pytest.mark.gpu
