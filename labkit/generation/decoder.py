@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.config import GPTConfig
-from labkit.model import GPT, MLP, Block, KVCache
+from labkit.model import (
+    GPT,
+    MLP,
+    Block,
+    CausalSelfAttention,
+    KVCache,
+    LearnedPositions,
+    RotaryPositions,
+    SinusoidalPositions,
+)
 from labkit.model.cache import LayerCache
 
 Step = Callable[[Tensor], Tensor]
@@ -20,8 +30,8 @@ class Decoder:
     """Logits of the next token for rows that grow, with a key-value cache.
 
     A step computes what `model(ids, cache=cache)` does, in the way that costs least here: on a CPU as a flat
-    list of products (`flat_step`), on a GPU as a captured graph (`graph_step`), and otherwise, where weights
-    are split among processes or autocast is on, by calling the model.
+    list of products (`flat_step`), on a GPU as a captured graph (`graph_step`). Where that could differ, the
+    model is called: under autocast, with hooks, with modules of your own, and with weights split by FSDP.
     """
 
     def __init__(self, model: GPT, capacity: int) -> None:
@@ -31,8 +41,7 @@ class Decoder:
         autocast = torch.is_autocast_enabled(self.device.type)
         if autocast:
             self.dtype = torch.get_autocast_dtype(self.device.type)
-        # FSDP's parameters are of another type, and gathered only while the module is called.
-        plain = not autocast and all(type(parameter) is nn.Parameter for parameter in model.parameters())
+        plain = not autocast and _is_unchanged(model)
         self.flat = plain and self.device.type == "cpu"
         self.graph = plain and self.device.type == "cuda"
         self._flat_step = flat_step(model) if self.flat else None
@@ -89,12 +98,23 @@ class Decoder:
         self.cache = remaining
 
 
+KINDS = {GPT, Block, CausalSelfAttention, MLP, LearnedPositions, SinusoidalPositions, RotaryPositions}
+KINDS |= {nn.ModuleList, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Dropout}
+
+
+def _is_unchanged(model: GPT) -> bool:
+    return all(
+        type(module) in KINDS and not module._forward_hooks and not module._forward_pre_hooks
+        for module in model.modules()
+    )
+
+
 def flat_step(model: GPT) -> Callable[[Tensor, KVCache], Tensor]:
     """One decoding step with hardly a module call, for a model on a CPU.
 
     For one token the products are so small that calling modules would take as long as computing them.
     """
-    blocks = [_FlatBlock(block, model.config) for block in model.blocks if isinstance(block, Block)]
+    blocks = [_FlatBlock(cast(Block, block), model.config) for block in model.blocks]
     norm, head = _norm(model.norm), _product(model.head)
 
     def step(tokens: Tensor, cache: KVCache) -> Tensor:

@@ -56,8 +56,8 @@ def top_k_filter(logits: Tensor, k: int) -> Tensor:
 def _check_k(k: int, vocab: int) -> None:
     if not 1 <= k <= vocab or k % 1:
         raise ValueError(
-            f"top-k: k={k} must be a whole number from 1, which always takes the likeliest token, to {vocab}, "
-            "the size of the vocabulary. Leave top_k out to keep every token."
+            f"top-k: k={k} must be a whole number from 1, which always takes the likeliest token, to "
+            f"{vocab}, the size of the vocabulary. Leave top_k out to keep every token."
         )
 
 

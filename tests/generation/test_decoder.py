@@ -103,6 +103,31 @@ def test_under_autocast_the_model_itself_is_called() -> None:
         assert len(generate(model, [3, 1], SampleConfig(max_new_tokens=20))) == 22
 
 
+class Doubled(torch.nn.Linear):
+    """What a learner might put in place of a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_module_of_ones_own_is_called() -> None:
+    model = variant("gpt2")
+    other = Doubled(12, 48).double()
+    other.load_state_dict(model.blocks[1].mlp.up.state_dict())
+    model.blocks[1].mlp.up = other
+    assert not Decoder(model, CONTEXT).flat
+    assert_close(*steps_and_the_models(model, torch.float64))
+
+
+def test_hooks_see_every_token() -> None:
+    model, seen = variant("gpt2"), []
+    hook = model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    generate(model, [3, 1, 4], SampleConfig(max_new_tokens=4))
+    assert seen == [3, 1, 1, 1]
+    hook.remove()
+    assert Decoder(model, CONTEXT).flat
+
+
 def test_a_text_that_fits_takes_no_more_cache_than_it_needs() -> None:
     model = variant("gpt2", context_length=512)
     taken = []
