@@ -81,7 +81,7 @@ def changed(settings: SampleConfig, seed: int, words: str) -> tuple[SampleConfig
         )
     value = _parsed(values[0])
     if name == "seed":
-        if value not in range(2**63):
+        if not (isinstance(value, int) and 0 <= value < 2**63):
             raise ValueError(f"/set seed: {values[0]!r} must be a whole number from 0 on.")
         return settings, value
     return replace(settings, **{name: value}), seed

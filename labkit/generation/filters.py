@@ -112,7 +112,7 @@ def next_token_probabilities(logits: Tensor, config: SampleConfig, seen: Tensor 
 def _scaled(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor:
     if config.repetition_penalty != 1 and seen is not None:
         logits = apply_repetition_penalty(logits, seen, config.repetition_penalty)
-    if config.temperature != 0:
+    if config.temperature not in (0, 1):
         logits = apply_temperature(logits, config.temperature)
     if not math.isfinite(float(logits.amax(-1).sum())):
         raise ValueError(
