@@ -28,7 +28,7 @@ from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import generate_batch, next_tokens
 
 SIZES = {
-    "char-mini": GPTConfig.preset("char-mini", vocab_size=78, activation="gelu_tanh"),
+    "char-mini": GPTConfig.preset("char-mini", vocab_size=78),
     "16M": GPTConfig.preset("gpt2", n_layers=4, d_model=256, n_heads=4, context_length=256),
     "124M": GPTConfig.preset("gpt2"),
 }
@@ -178,6 +178,7 @@ def same_gpt2(model: GPT) -> nn.Module:
             n_embd=config.d_model,
             n_layer=config.n_layers,
             n_head=config.n_heads,
+            activation_function="gelu" if config.activation == "gelu" else "gelu_new",  # as GPT-2's own
             bos_token_id=None,
             eos_token_id=None,
         )

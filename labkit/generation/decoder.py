@@ -115,12 +115,17 @@ def flat_step(model: GPT) -> Callable[[Tensor, KVCache], Tensor]:
     For one token the products are so small that calling modules would take as long as computing them.
     """
     blocks = [_FlatBlock(cast(Block, block), model.config) for block in model.blocks]
-    norm, head = _norm(model.norm), _product(model.head)
+    norm, head, embedding = _norm(model.norm), _product(model.head), model.token_embedding.weight
+    scale = model.config.d_model**0.5 if model.config.embedding_scale else None
+    places = model.positions(model.config.context_length) if model.positions is not None else None
 
     def step(tokens: Tensor, cache: KVCache) -> Tensor:
-        ids = tokens[:, None]
-        cache.begin(ids)
-        x = model.embed(ids, cache.positions)[:, 0]  # (rows, d_model)
+        cache.begin(tokens[:, None])
+        x = F.embedding(tokens, embedding)  # (rows, d_model)
+        if scale is not None:
+            x = x * scale
+        if places is not None:
+            x = x + places[cache.positions]
         for block, layer in zip(blocks, cache.layers, strict=True):
             x = block(x, layer, cache)
         cache.advance(1)
