@@ -104,6 +104,12 @@ def test_a_mistake_is_explained_and_the_loop_goes_on(talk: Any, sample: Any, lin
     assert shown.endswith(f"> {sample(*SHORT, '--prompt', 'the')[1]}> \n")
 
 
+def test_bytes_that_are_no_text_are_refused_and_the_loop_goes_on(talk: Any, sample: Any) -> None:
+    code, shown, errors = talk(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "the")
+    assert (code, errors) == (0, "labkit: what was typed is not utf-8 text.\n")
+    assert shown.endswith(f"> {sample(*SHORT, '--prompt', 'the')[1]}> \n")
+
+
 def test_a_setting_that_the_model_refuses_leaves_the_loop_running(talk: Any) -> None:
     code, shown, errors = talk("/set top_k 4000", "the", "/set top_k 3", "the")
     assert code == 0

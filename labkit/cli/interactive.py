@@ -41,6 +41,9 @@ def converse(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int
         except KeyboardInterrupt:
             print()
             return 130
+        except UnicodeDecodeError as error:
+            print(f"labkit: what was typed is not {error.encoding} text.", file=sys.stderr)
+            continue
         command, _, rest = line.strip().partition(" ")
         try:
             if command == "/quit":

@@ -95,9 +95,9 @@ def stream_tokens(
 ) -> Iterator[Token]:
     """Continue one or several prompts, each config.n times, yielding each token as it is drawn.
 
-    A text ends at config.eos_id, by default the tokenizer's, and before the first of config.stop that the
-    new text contains.  Bytes that make no whole character yet are held back, and so is what may still
-    become a stop string; an unfinished character at the very end is left out.
+    A text ends at config.eos_id, by default the tokenizer's, and before the first of config.stop that is
+    complete in the new text.  Bytes that make no whole character yet are held back, and so is what may
+    still become a stop string; an unfinished character at the very end is left out.
     logprobs: None for no log-probabilities, else how many alternatives to name beside the drawn token.
     Raises ValueError for an empty prompt, text that the tokenizer cannot encode, a stop string that the
     model can never write, or logprobs outside 0 to the vocabulary.
