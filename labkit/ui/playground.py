@@ -72,7 +72,7 @@ class SamplingPlayground(PlaygroundTraits):
             prompt=prompt, max_new_tokens=max_new_tokens, seed=seed, model_name=name,
             model_names=self._choice.names,
         )  # fmt: skip
-        self._model_name = name
+        self._chosen = name
         self._update(background=False)
         self.observe(self._moved, [*COMMON, *(name + column for column in COLUMNS for name in SETTINGS)])
         self.on_msg(self._asked)
@@ -164,9 +164,9 @@ class SamplingPlayground(PlaygroundTraits):
             loaded = self._choice.load(self.model_name)
         except ValueError:
             with self._quietly():
-                self.model_name = self._model_name
+                self.model_name = self._chosen
             raise
-        self._model_name = self.model_name
+        self._chosen = self.model_name
         if loaded[0].config.vocab_size != self.vocab_size:
             self._fit_vocabulary(loaded[0].config.vocab_size)
         return loaded

@@ -10,7 +10,7 @@ const SETTINGS = [
 ];
 const STAGES = [
   { name: "raw", title: "What the model says" },
-  { name: "tempered", title: "After penalty and temperature" },
+  { name: "tempered", title: "After penalty, temperature" },
   { name: "filtered", title: "After the filters" },
 ];
 const SURPRISE = [1, 3, 6, 10]; // bits at which a darker colour begins
@@ -20,6 +20,7 @@ const FINISHES = {
   stop: "it came to a stop string",
   stopped: "stopped by you",
 };
+const FOCUSABLE = ["input", "select", "textarea", "button", "summary"];
 let views = 0;
 
 function h(tag, attributes = {}, ...children) {
@@ -28,6 +29,8 @@ function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== undefined) node.setAttribute(name, value);
   }
+  // JupyterLab would take arrow keys, Enter and letters for its own.
+  if (FOCUSABLE.includes(tag) || "tabindex" in attributes) node.dataset.lmSuppressShortcuts = "true";
   node.append(...children); // strings become text nodes
   return node;
 }
@@ -163,7 +166,7 @@ function scaleTop(model) {
   const columns = model.get("compare") ? ["distribution", "distribution_b"] : ["distribution"];
   const rows = columns.flatMap((name) => model.get(name).rows ?? []);
   const largest = Math.max(0, ...rows.flatMap((row) => STAGES.map((stage) => row[stage.name])));
-  return [0.05, 0.1, 0.2, 0.5, 1].find((top) => largest <= top) ?? 1;
+  return [0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8].find((top) => largest <= top) ?? 1;
 }
 
 function bar(value, top, kind) {
@@ -176,7 +179,7 @@ function stageCell(row, stage, top, counts, number) {
   const value = row[stage];
   const cut = stage === "filtered" && value === 0;
   const track = h("div", { class: "lp-track" }, bar(cut ? row.tempered : value, top, cut ? "cut" : stage));
-  if (stage === "filtered" && counts.draws) {
+  if (stage === "filtered" && counts.draws && !cut) {
     const mark = h("div", { class: "lp-drawn" });
     mark.style.left = `${(100 * counts.counts[number]) / counts.draws / top}%`;
     track.append(mark);
@@ -188,10 +191,10 @@ function stageCell(row, stage, top, counts, number) {
 
 function tableHead(distribution) {
   const heads = STAGES.map(({ name, title }) => {
-    const bits = `${distribution.entropy[name].toFixed(2)} bits, like ${distribution.effective[name].toFixed(1)}`;
+    const bits = `${distribution.entropy[name].toFixed(2)} bits ≈ ${distribution.effective[name].toFixed(1)} tokens`;
     const exact = { "data-entropy": distribution.entropy[name], "data-effective": distribution.effective[name] };
     return h("th", { scope: "col", "data-stage": name, ...exact },
-      title, h("span", { class: "lp-small" }, `${bits} equal tokens`));
+      title, h("span", { class: "lp-small", title: "entropy, and as many equally likely tokens" }, bits));
   });
   return h("tr", {}, h("th", { scope: "col" }, "Token"), ...heads, h("th", { scope: "col" }, "Drawn"));
 }
@@ -215,15 +218,22 @@ function tableRows(distribution, counts, top) {
         counts.draws ? String(counts.counts[number]) : "–")));
 }
 
+// What the headings of a column add when there are two of them.
+function columnName(model, suffix) {
+  if (!model.get("compare")) return "";
+  return suffix ? ", setting B" : ", setting A";
+}
+
 // The distribution: bars that are also a table of numbers.
-function distributionTable(view, suffix, column) {
+function distributionTable(view, suffix) {
   const { model } = view;
   const [head, body, foot] = [h("thead"), h("tbody"), h("tfoot")];
-  const caption = h("caption", {}, `Next token after the prompt${column}`);
-  const legend = h("p", { class: "lp-small" });
+  const caption = h("caption");
+  const legend = h("p", { class: "lp-small lp-legend" });
   const update = () => {
     const distribution = model.get(`distribution${suffix}`);
     const counts = model.get(`counts${suffix}`);
+    caption.textContent = `Next token after the prompt${columnName(model, suffix)}`;
     if (!distribution.rows) return;
     const top = scaleTop(model);
     head.replaceChildren(tableHead(distribution));
@@ -256,7 +266,7 @@ function details(piece, number) {
 }
 
 // The text, one option per piece: hover or focus shows its details, arrow keys move.
-function textBox(view, suffix, column) {
+function textBox(view, suffix) {
   const { model } = view;
   const panel = h("div", { class: "lp-details", id: `${view.id}-details${suffix}` }, ...details());
   const prompt = h("bdi", { class: "lp-prompt", title: "the prompt" });
@@ -299,13 +309,14 @@ function textBox(view, suffix, column) {
     list.append(...pieces.slice(old).map((piece, number) => option(piece, old + number, panel.id)));
     if (pieces.length) {
       list.setAttribute("role", "listbox");
-      list.setAttribute("aria-label", `The text${column}, token by token`);
+      list.setAttribute("aria-label", `The text${columnName(model, suffix)}, token by token`);
     } else list.removeAttribute("role");
+    title.textContent = `Text${columnName(model, suffix)}, shaded where it surprises the model`;
     prompt.textContent = text.prompt ?? "";
     end.textContent = text.finish ? ` ■ ${text.count} tokens: ${FINISHES[text.finish]}` : "";
   };
-  view.on([`text${suffix}`], update);
-  const title = h("h4", {}, `Text${column}, darker where it surprises the model`);
+  const title = h("h4");
+  view.on([`text${suffix}`, "compare"], update);
   return h("div", {}, title, h("div", { class: "lp-text", dir: "auto" }, prompt, list, end), panel);
 }
 
@@ -332,7 +343,7 @@ function columnBox(view, suffix) {
   const controls = SETTINGS.map((setting) => control(view, setting, suffix, name));
   const box = h("div", { class: "lp-column", "data-column": suffix ? "b" : "a" },
     h("fieldset", {}, legend, ...controls),
-    distributionTable(view, suffix, name), textBox(view, suffix, name));
+    distributionTable(view, suffix), textBox(view, suffix));
   view.on(["compare"], () => {
     box.hidden = Boolean(suffix) && !model.get("compare");
     legend.textContent = suffix ? "Setting B" : model.get("compare") ? "Setting A" : "Settings";
@@ -365,9 +376,7 @@ function render({ model, el }) {
       update();
     },
   };
-  // JupyterLab would take arrow keys and letters for its own.
-  const root = h("section", { class: "labkit-playground", "data-lm-suppress-shortcuts": "true" });
-  root.setAttribute("aria-label", "Sampling playground");
+  const root = h("section", { class: "labkit-playground", "aria-label": "Sampling playground" });
   root.append(
     h("div", { class: "lp-fields" }, modelField(view),
       field(view, "prompt", "Prompt", h("textarea", { rows: 2, dir: "auto" }))),
