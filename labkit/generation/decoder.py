@@ -22,15 +22,18 @@ from labkit.model import (
 )
 from labkit.model.cache import LayerCache
 
-Step = Callable[[Tensor], Tensor]
-"""(rows, features) to (rows, features)."""
+Layer = Callable[[Tensor], Tensor]
+"""(..., features) to (..., features)."""
+
+Forward = Callable[[Tensor, KVCache, Tensor | None], Tensor]
+"""Ids (rows, seq), a cache, and which position of each row counts (the only one if None) to (rows, vocab)."""
 
 
 class Decoder:
     """Logits of the next token for rows that grow, with a key-value cache.
 
-    A step computes what `model(ids, cache=cache)` does, in the way that costs least here: on a CPU as a flat
-    list of products (`flat_step`), on a GPU as a captured graph (`graph_step`). Where that could differ, the
+    It computes what `model(ids, cache=cache)` does, in the way that costs least here: on a CPU as a flat list
+    of products (`flat_forward`), on a GPU as a captured graph (`graph_step`). Where that could differ, the
     model is called: under autocast, with hooks, with modules of your own, and with weights split by FSDP.
     """
 
@@ -44,7 +47,7 @@ class Decoder:
         plain = not autocast and _is_unchanged(model)
         self.flat = plain and self.device.type == "cpu"
         self.graph = plain and self.device.type == "cuda"
-        self._flat_step = flat_step(model) if self.flat else None
+        self._forward = flat_forward(model) if self.flat else _called(model)
         self._graph_step: Callable[[Tensor], Tensor] | None = None
         self._fixed: KVCache | None = None
 
@@ -66,7 +69,7 @@ class Decoder:
         lengths = [len(prompt) for prompt in prompts]
         ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)
         self.cache = self._cache(len(prompts))
-        logits = self.model(ids, cache=self.cache, at=torch.tensor(lengths, device=self.device) - 1)
+        logits = self._forward(ids, self.cache, torch.tensor(lengths, device=self.device) - 1)
         self.cache.trim(lengths)
         rows = [number for number in range(len(prompts)) for _ in range(copies)]
         if self.graph:
@@ -87,9 +90,7 @@ class Decoder:
         """Read one more token in each row, (rows,); returns (rows, vocab) logits."""
         if self._graph_step is not None:
             return self._graph_step(tokens)
-        if self._flat_step is not None:
-            return self._flat_step(tokens, self.cache)
-        return self.model(tokens[:, None], cache=self.cache)[:, 0]
+        return self._forward(tokens[:, None], self.cache, None)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -109,52 +110,62 @@ def _is_unchanged(model: GPT) -> bool:
     )
 
 
-def flat_step(model: GPT) -> Callable[[Tensor, KVCache], Tensor]:
-    """One decoding step with hardly a module call, for a model on a CPU.
+def _called(model: GPT) -> Forward:
+    def forward(ids: Tensor, cache: KVCache, at: Tensor | None) -> Tensor:
+        logits = model(ids, cache=cache, at=at)
+        return logits[:, 0] if at is None else logits
+
+    return forward
+
+
+def flat_forward(model: GPT) -> Forward:
+    """What the model computes, with hardly a module call, for a CPU.
 
     For one token the products are so small that calling modules would take as long as computing them.
     """
     blocks = [_FlatBlock(cast(Block, block), model.config) for block in model.blocks]
     norm, head, embedding = _norm(model.norm), _product(model.head), model.token_embedding.weight
     scale = model.config.d_model**0.5 if model.config.embedding_scale else None
-    places = model.positions(model.config.context_length) if model.positions is not None else None
 
-    def step(tokens: Tensor, cache: KVCache) -> Tensor:
-        cache.begin(tokens[:, None])
-        x = F.embedding(tokens, embedding)  # (rows, d_model)
+    def forward(ids: Tensor, cache: KVCache, at: Tensor | None) -> Tensor:
+        cache.begin(ids)
+        x = F.embedding(ids, embedding)  # (rows, seq, d_model)
         if scale is not None:
             x = x * scale
-        if places is not None:
-            x = x + places[cache.positions]
+        if model.positions is not None:
+            x = x + model.positions(ids.shape[1], cache.positions)
         for block, layer in zip(blocks, cache.layers, strict=True):
             x = block(x, layer, cache)
-        cache.advance(1)
+        cache.advance(ids.shape[1])
+        x = x[:, 0] if at is None else x[torch.arange(len(x)), at]  # (rows, d_model)
         return head(norm(x))
 
-    return step
+    return forward
 
 
 class _FlatBlock:
-    """What a Block does to one token per row, (rows, d_model), as a list of products."""
+    """What a Block does, as a list of products."""
 
     def __init__(self, block: Block, config: GPTConfig) -> None:
         attention = block.attention
         self.grouped, self.rotary = attention.grouped, attention.rotary
         self.heads = [config.n_heads, config.kv_heads, config.kv_heads]
+        self.split = (sum(self.heads), config.head_dim)
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         self.qkv = _joined([attention.query, attention.key, attention.value])
         self.out, self.mlp = _product(attention.out), _feed_forward(block.mlp)
-        self.shape = (-1, sum(self.heads), 1, config.head_dim)
 
     def __call__(self, x: Tensor, layer: LayerCache, cache: KVCache) -> Tensor:
-        q, k, v = (
-            self.qkv(self.norm1(x)).view(self.shape).split(self.heads, dim=1)
-        )  # (rows, heads, 1, head_dim)
+        heads = self.qkv(self.norm1(x)).view(*x.shape[:2], *self.split).transpose(1, 2)
+        q, k, v = heads.split(self.heads, dim=1)  # (rows, heads, seq, head_dim)
         if self.rotary is not None:
             q, k = self.rotary(q, cache.positions), self.rotary(k, cache.positions)
+        causal = cache.length == 0 and cache.mask is None
         k, v = layer.append(k, v)  # (rows, kv_heads, slots, head_dim)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask, enable_gqa=self.grouped)
-        x = x + self.out(mixed.reshape(x.shape))
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=cache.mask, is_causal=causal, enable_gqa=self.grouped
+        )
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
 
 
@@ -164,25 +175,22 @@ JOINED_SIZE = 2**21
 """Weights of three projections up to which joining them is worth a copy."""
 
 
-def _product(linear: nn.Linear) -> Step:
+def _product(linear: nn.Linear) -> Layer:
     return _product_of(linear.weight, linear.bias)
 
 
-def _product_of(weight: Tensor, bias: Tensor | None) -> Step:
+def _product_of(weight: Tensor, bias: Tensor | None) -> Layer:
     large = weight.dtype == torch.float32 and weight.numel() >= ONEDNN_SIZE
     if large and torch.get_num_threads() > 1 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return lambda x: _onednn(x, weight, bias)
-    transposed = weight.t()
-    if bias is None:
-        return lambda x: torch.mm(x, transposed)
-    return lambda x: torch.addmm(bias, x, transposed)
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 
-def _joined(linears: Sequence[nn.Linear]) -> Step:
+def _joined(linears: Sequence[nn.Linear]) -> Layer:
     if sum(linear.weight.numel() for linear in linears) > JOINED_SIZE:
         products = [_product(linear) for linear in linears]
         return lambda x: torch.cat([product(x) for product in products], dim=-1)
@@ -192,7 +200,7 @@ def _joined(linears: Sequence[nn.Linear]) -> Step:
     return _product_of(weight, torch.cat(biases) if biases else None)
 
 
-def _norm(module: nn.Module) -> Step:
+def _norm(module: nn.Module) -> Layer:
     assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
     shape, scale = list(module.normalized_shape), module.weight
     if isinstance(module, nn.RMSNorm):
@@ -201,7 +209,7 @@ def _norm(module: nn.Module) -> Step:
     return lambda x: torch.layer_norm(x, shape, scale, bias, eps)
 
 
-def _feed_forward(mlp: MLP) -> Step:
+def _feed_forward(mlp: MLP) -> Layer:
     up, down = _product(mlp.up), _product(mlp.down)
     if mlp.gate is not None:
         gate = _product(mlp.gate)

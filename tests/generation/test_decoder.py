@@ -13,7 +13,7 @@ from variants import CONTEXT, VARIANTS, VOCAB, variant
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import decoder as room
 from labkit.generation import generate, generate_batch
-from labkit.generation.decoder import Decoder, flat_step
+from labkit.generation.decoder import Decoder, flat_forward
 from labkit.model import KVCache
 
 PROMPTS = [torch.tensor(ids) for ids in ([3, 1, 4], [1], [5, 9, 2, 6, 5])]
@@ -39,7 +39,7 @@ def steps_and_the_models(model: GPT, dtype: torch.dtype) -> tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_flat_step_equals_the_model(name: str) -> None:
+def test_the_flat_form_equals_the_model(name: str) -> None:
     assert Decoder(variant(name), CONTEXT).flat
     assert_close(*steps_and_the_models(variant(name), torch.float64))
 
@@ -143,13 +143,16 @@ def test_a_text_that_fits_takes_no_more_cache_than_it_needs() -> None:
     assert taken == [23]
 
 
-def test_flat_step_takes_any_cache_that_fits() -> None:
-    model = variant("grouped")
-    cache = KVCache(model.config, 2, dtype=torch.float64)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_flat_form_reads_on_by_several_tokens_too(name: str) -> None:
+    model, ids = variant(name), torch.stack([tokens(9, row) for row in range(3)])
+    cache, flat = KVCache(model.config, 3, dtype=torch.float64), flat_forward(model)
+    at = torch.tensor([1, 3, 0])
     with torch.no_grad():
-        found = torch.stack([flat_step(model)(tokens(2, number), cache) for number in range(4)], dim=1)
-        ids = torch.stack([tokens(2, number) for number in range(4)], dim=1)
-        assert_close(found, model(ids))
+        flat(ids[:, :2], cache, at.clamp(max=1))
+        found = flat(ids[:, 2:6], cache, at)
+        assert_close(found, model(ids[:, :6])[torch.arange(3), at + 2])
+        assert_close(flat(ids[:, 6:7], cache, None), model(ids[:, :7])[:, -1])
 
 
 @pytest.mark.parametrize("name", VARIANTS)

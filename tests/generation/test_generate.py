@@ -12,6 +12,7 @@ from variants import VARIANTS, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import decoding, draw, generate, generate_batch, next_token_probabilities
+from labkit.model import KVCache
 
 VOCAB, CONTEXT = 13, 7
 
@@ -94,12 +95,8 @@ def test_the_newest_three_quarters_of_a_full_window_are_read_anew(monkeypatch: p
 def test_several_texts_of_a_prompt_share_its_reading(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = variant(name), SampleConfig(max_new_tokens=14, n=3)
     shapes = []
-    forward = GPT.forward
-    monkeypatch.setattr(
-        GPT,
-        "forward",
-        lambda self, ids, *rest, **more: shapes.append(ids.shape) or forward(self, ids, *rest, **more),
-    )
+    begin = KVCache.begin
+    monkeypatch.setattr(KVCache, "begin", lambda self, ids: shapes.append(ids.shape) or begin(self, ids))
     texts = generate_batch(model, PROMPTS[:2], config, seed=7)
     assert shapes[0] == (2, 5)
     alone = SampleConfig(max_new_tokens=14)
