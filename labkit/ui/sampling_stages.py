@@ -65,7 +65,7 @@ def sampling_stages(
         "tempered": next_token_probabilities(logits, unfiltered, seen),
         "filtered": next_token_probabilities(logits, config, seen),
     }
-    likeliest = logits.sort(descending=True, stable=True).indices[:rows]
+    likeliest = _largest(logits, rows)
     columns = {"id": likeliest} | {name: stage[likeliest].double() for name, stage in stages.items()}
     entropy = {name: entropy_bits(stage) for name, stage in stages.items()}
     return SamplingStages(
@@ -75,6 +75,13 @@ def sampling_stages(
         kept=int((stages["filtered"] > 0).sum()),
         probabilities=stages,
     )
+
+
+def _largest(logits: Tensor, count: int) -> Tensor:
+    """Ids of the largest logits, largest first, ties by id; without sorting the whole vocabulary."""
+    last = logits.topk(min(count, len(logits))).values[-1]
+    ids = (logits >= last).nonzero()[:, 0]
+    return ids[logits[ids].sort(descending=True, stable=True).indices][:count]
 
 
 def entropy_bits(probabilities: Tensor) -> float:

@@ -111,7 +111,7 @@ def test_what_cannot_be_staged_is_refused() -> None:
         sampling_stages(torch.zeros(2, VOCAB), SampleConfig())
     with pytest.raises(ValueError, match="logits are not finite"):
         sampling_stages(torch.full((VOCAB,), torch.nan), SampleConfig())
-    with pytest.raises(ValueError, match="k=14 must be from 1"):
+    with pytest.raises(ValueError, match="k=14 must be a whole number from 1"):
         sampling_stages(torch.zeros(VOCAB), SampleConfig(top_k=14))
 
 
