@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -97,6 +98,40 @@ class Decoder:
         remaining = self._cache(len(rows))
         remaining.copy_rows(self.cache, rows)
         self.cache = remaining
+
+
+class UncachedDecoder:
+    """The same for a model with attention of your own that takes no cache: every step reads everything."""
+
+    graph = False
+
+    def __init__(self, model: GPT, capacity: int) -> None:
+        self.model, self.capacity, self.device = model, capacity, model.token_embedding.weight.device
+
+    @property
+    def full(self) -> bool:
+        return max(len(row) for row in self.rows) == self.capacity
+
+    def read(self, prompts: Sequence[Tensor], copies: int = 1) -> Tensor:
+        self.rows = [prompt for prompt in prompts for _ in range(copies)]
+        ends = torch.tensor([len(row) - 1 for row in self.rows], device=self.device)
+        return self.model(nn.utils.rnn.pad_sequence(self.rows, batch_first=True), at=ends)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        return self.read(
+            [torch.cat([row, token]) for row, token in zip(self.rows, tokens[:, None], strict=True)]
+        )
+
+    def keep(self, rows: list[int]) -> None:
+        self.rows = [self.rows[row] for row in rows]
+
+
+def decoder_for(model: GPT, capacity: int) -> Decoder | UncachedDecoder:
+    """With a cache wherever the model's modules take one.  capacity: tokens that a row may grow to."""
+    readers = [part for block in model.blocks for part in (block, getattr(block, "attention", block))]
+    if all("cache" in inspect.signature(reader.forward).parameters for reader in readers):
+        return Decoder(model, capacity)
+    return UncachedDecoder(model, capacity)
 
 
 KINDS = {GPT, Block, CausalSelfAttention, MLP, LearnedPositions, SinusoidalPositions, RotaryPositions}

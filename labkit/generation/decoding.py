@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from labkit.config import SampleConfig
-from labkit.generation.decoder import Decoder
+from labkit.generation.decoder import Decoder, UncachedDecoder, decoder_for
 from labkit.generation.filters import next_tokens
 from labkit.model import GPT
 
@@ -75,7 +75,11 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
     it anew, from position 0 on; so what it sees is never shorter than that, and the reading costs a fraction
     of what reading the window at every token would.
     """
-    context = model.config.context_length
+    context, vocab = model.config.context_length, model.config.vocab_size
+    if config.eos_id is not None and config.eos_id >= vocab:
+        raise ValueError(
+            f"SampleConfig: eos_id={config.eos_id} is outside the model's vocabulary of {vocab}."
+        )
     texts = [prompt.tolist() for prompt in prompts for _ in range(config.n)]
     starts = [max(0, len(text) - context) for text in texts]  # of the window that the model sees
     draws = torch.stack([_uniforms(config.max_new_tokens, seed + number) for number in range(len(texts))])
@@ -86,7 +90,7 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
     try:
         with torch.inference_mode():
             needed = max(len(text) for text in texts) + config.max_new_tokens
-            decoder = Decoder(model, min(needed, context))
+            decoder = decoder_for(model, min(needed, context))
             logits = decoder.read([prompt[-context:] for prompt in prompts], copies=config.n)
             draws = draws.to(logits.device)
             seen = _seen(texts, logits) if config.repetition_penalty != 1 else None
@@ -119,7 +123,11 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
 
 
 def _read_on(
-    decoder: Decoder, texts: list[list[int]], starts: list[int], batch: list[int], ended: set[int]
+    decoder: Decoder | UncachedDecoder,
+    texts: list[list[int]],
+    starts: list[int],
+    batch: list[int],
+    ended: set[int],
 ) -> tuple[list[int], Tensor]:
     """Let the model read the newest token of each text; returns the texts in its batch, and their logits."""
     context = decoder.model.config.context_length

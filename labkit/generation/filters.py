@@ -98,7 +98,8 @@ def next_token_probabilities(logits: Tensor, config: SampleConfig, seen: Tensor 
 
     logits: (..., vocab).  seen: bool of the same shape, what the repetition penalty lowers; needed only
     where config has one.  Returns probabilities of the same shape; at temperature 0 all mass is on the
-    likeliest token.  Raises ValueError for top_k above vocab, and for logits that leave nothing to draw.
+    likeliest token.  Raises ValueError for top_k above vocab, a repetition penalty without seen, and logits
+    that leave nothing to draw.
     """
     logits = _scaled(logits, config, seen)
     if config.temperature == 0:
@@ -110,7 +111,14 @@ def next_token_probabilities(logits: Tensor, config: SampleConfig, seen: Tensor 
 
 
 def _scaled(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor:
-    if config.repetition_penalty != 1 and seen is not None:
+    if config.top_k is not None:
+        _check_k(config.top_k, logits.shape[-1])
+    if config.repetition_penalty != 1:
+        if seen is None:
+            raise ValueError(
+                f"repetition_penalty={config.repetition_penalty} needs to know which tokens are in the text: "
+                "give seen, True for those."
+            )
         logits = apply_repetition_penalty(logits, seen, config.repetition_penalty)
     if config.temperature not in (0, 1):
         logits = apply_temperature(logits, config.temperature)
@@ -161,7 +169,7 @@ def next_tokens(logits: Tensor, config: SampleConfig, uniforms: Tensor, seen: Te
 
 def _shortlist(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What top_k_filter leaves: logits and ids, ascending, (rows, k), or more where there are ties."""
-    _check_k(k, vocab := logits.shape[-1])
+    vocab = logits.shape[-1]
     values, ids = logits.topk(min(k + 1, vocab))
     if k < vocab and bool((values[:, k] == values[:, k - 1]).any()):
         ties = int((logits >= values[:, k - 1 : k]).sum(-1).max())

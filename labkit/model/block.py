@@ -59,5 +59,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), cache))
+        normed = self.norm1(x)  # attention of your own, without a cache, works too
+        x = x + self.dropout(self.attention(normed) if cache is None else self.attention(normed, cache))
         return x + self.dropout(self.mlp(self.norm2(x)))

@@ -110,7 +110,7 @@ class GPT(nn.Module):
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x, None if cache is None else cache.layers[number])
+                x = block(x) if cache is None else block(x, cache.layers[number])
         if cache is not None:
             cache.advance(ids.shape[1])
         if at is not None:

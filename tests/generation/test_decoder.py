@@ -12,7 +12,7 @@ from variants import CONTEXT, VARIANTS, VOCAB, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import decoder as room
-from labkit.generation import generate, generate_batch
+from labkit.generation import draw, generate, generate_batch
 from labkit.generation.decoder import Decoder, flat_forward
 from labkit.model import KVCache
 
@@ -117,6 +117,31 @@ def test_a_module_of_ones_own_is_called() -> None:
     model.blocks[1].mlp.up = other
     assert not Decoder(model, CONTEXT).flat
     assert_close(*steps_and_the_models(model, torch.float64))
+
+
+class Averaging(torch.nn.Module):
+    """Attention of a learner's own: every position takes the mean of all up to it. It knows no cache."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+
+
+def test_attention_without_a_cache_writes_too() -> None:
+    model = variant("gpt2")
+    model.blocks[0].attention = Averaging()
+    config = SampleConfig(max_new_tokens=25, n=2, temperature=2, eos_id=4)
+    found = generate_batch(model, PROMPTS, config, seed=3)
+    ids, start = PROMPTS[2].tolist(), 0
+    for uniform in torch.rand(25, dtype=torch.float64, generator=torch.Generator().manual_seed(7)):
+        if len(ids) - start > CONTEXT:
+            start = len(ids) - 9
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[start:]]))[:, -1]
+        ids.append(int(draw((logits / 2).softmax(-1), uniform[None])))
+        if ids[-1] == 4:
+            break
+    assert found[4].tolist() == ids
+    assert len({len(text) for text in found}) > 2
 
 
 def test_hooks_see_every_token() -> None:
