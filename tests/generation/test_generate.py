@@ -14,6 +14,8 @@ from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import decoding, draw, generate, generate_batch, next_token_probabilities
 from labkit.model import KVCache
 
+pytestmark = pytest.mark.filterwarnings("ignore:generate. prompt . has .* tokens. the model reads the last")
+
 VOCAB, CONTEXT = 13, 7
 
 
