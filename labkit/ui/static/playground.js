@@ -67,6 +67,12 @@ function sliderScale(setting, vocab) {
   return { min: 0, max: stops.length - 1, step: 1, value: (at) => stops[at], position };
 }
 
+// When a box is left or Enter pressed in it; JupyterLab keeps browsers from making that a change.
+function onCommit(input, commit) {
+  input.addEventListener("change", commit);
+  input.addEventListener("keydown", (event) => event.key === "Enter" && input.tagName === "INPUT" && commit());
+}
+
 // One setting: a slider that updates while it moves, and a number box that updates when it is left.
 function control(view, setting, suffix, column) {
   const trait = setting.name + suffix;
@@ -84,7 +90,7 @@ function control(view, setting, suffix, column) {
     model.save_changes();
   };
   slider.addEventListener("input", () => put(scale.value(Number(slider.value))));
-  box.addEventListener("change", () => put(typed(box.value)));
+  onCommit(box, () => put(typed(box.value)));
   const update = () => {
     const vocab = Math.max(1, model.get("vocab_size"));
     scale = sliderScale(setting, vocab);
@@ -106,7 +112,7 @@ function field(view, trait, label, input, { read = (text) => text, show = String
   const id = `${view.id}-${trait}`;
   input.id = id;
   input.dataset.trait = trait;
-  input.addEventListener("change", () => {
+  onCommit(input, () => {
     view.model.set(trait, read(input.value));
     view.model.save_changes();
   });
