@@ -272,10 +272,12 @@ def _weights_now(model: GPT) -> tuple[float, ...]:
 def _distribution(stages: SamplingStages, tokenizer: Tokenizer) -> dict[str, Any]:
     """The stages as JSON: rows of the table with labels, and of the other tokens their number and sums."""
     rows = stages.table.to_dict("records")
+    others = len(stages.probabilities["raw"]) - len(rows)
+    sums = {stage: float(stages.table[stage].sum()) for stage in STAGES}
     return {
         "rows": [row | {"label": token_label(tokenizer, int(row["id"]))} for row in rows],
-        "others": len(stages.probabilities["raw"]) - len(rows),
-        "rest": {stage: max(0.0, 1 - float(stages.table[stage].sum())) for stage in STAGES},
+        "others": others,
+        "rest": {stage: max(0.0, 1 - each) if others else 0.0 for stage, each in sums.items()},
         "entropy": stages.entropy,
         "effective": stages.effective,
         "kept": stages.kept,

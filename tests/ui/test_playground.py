@@ -158,6 +158,9 @@ def test_a_setting_changes_the_bars_as_the_sampler_does_and_back(
         assert row["filtered"] == expected[row["id"]].item()
     assert some.distribution["kept"] == int(expected.count_nonzero())
     assert some.distribution["others"] == TOKENIZER.vocab_size - 12
+    for stage, rest in some.distribution["rest"].items():
+        shown = sum(row[stage] for row in some.distribution["rows"])
+        assert rest == pytest.approx(1 - shown, abs=1e-6)
     as_in_a_browser(some, **{setting: start})
     assert some.distribution == before
 
@@ -280,6 +283,8 @@ def test_what_hides_is_shown_as_a_code_point() -> None:
     tokenizer = Endless("a\u202e\u200b<")
     some = SamplingPlayground(gpt(tokenizer), tokenizer, "a\u202e", max_new_tokens=60)
     assert {row["label"] for row in some.distribution["rows"]} >= {"U+202E", "U+200B", "<"}
+    assert some.distribution["others"] == 0
+    assert set(some.distribution["rest"].values()) == {0.0}
     assert some.text["prompt"] == "aU+202E"
     assert not {"\u202e", "\u200b"} & set(json.dumps(some.text, ensure_ascii=False))
     assert "\u202e" in some.written

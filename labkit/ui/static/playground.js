@@ -97,7 +97,7 @@ function control(view, setting, suffix, column) {
     for (const name of ["min", "max", "step"]) slider[name] = scale[name];
     const value = model.get(trait) ?? setting.off ?? vocab;
     if (typeof value === "number") {
-      slider.value = scale.position(value);
+      if (value >= 0) slider.value = scale.position(value);
       slider.setAttribute("aria-valuetext", String(value));
       box.value = String(value);
     }
