@@ -166,7 +166,7 @@ def test_at_a_terminal_ctrl_c_stops_the_text_and_ctrl_d_leaves(start_sample: Any
     import pty
 
     keyboard, terminal = pty.openpty()
-    endless = ["--max-new-tokens", "100000", "--eos-id", "100000"]  # an id that the model does not have
+    endless = ["--max-new-tokens", "100000", "--temperature", "0", "--eos-id", "0"]  # never the likeliest
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     process = start_sample("--interactive", *endless, start_new_session=True, **streams)
     os.close(terminal)

@@ -208,6 +208,15 @@ def test_ids_that_the_model_cannot_read_are_refused(model: GPT, prompt: Any, mes
             "generate: stop=['ab'] is text, and ids have none",
         ),
         (lambda m: generate(m, [1], SampleConfig(top_k=VOCAB + 1)), "top-k: k=12 must be a whole number"),
+        (lambda m: generate(m, [1], SampleConfig(top_k=12, temperature=0)), "top-k: k=12 must be a whole"),
+        (
+            lambda m: generate(m, [1], SampleConfig(eos_id=11)),
+            "eos_id=11 is outside the model's vocabulary of 11",
+        ),
+        (
+            lambda m: next_token_probabilities(torch.zeros(VOCAB), SampleConfig(repetition_penalty=1.2)),
+            "repetition_penalty=1.2 needs to know which tokens are in the text: give seen",
+        ),
         (
             lambda m: complete(m, TOKENIZER, "a", SampleConfig(top_k=VOCAB + 1)),
             "to 11, the size of the vocabulary. Leave top_k out to keep every token.",
