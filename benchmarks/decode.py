@@ -29,11 +29,13 @@ from labkit.generation import generate_batch, next_tokens
 
 SIZES = {
     "char-mini": GPTConfig.preset("char-mini", vocab_size=78),
+    "char-mini with GPT-2's GELU": GPTConfig.preset("char-mini", vocab_size=78, activation="gelu_tanh"),
     "16M": GPTConfig.preset("gpt2", n_layers=4, d_model=256, n_heads=4, context_length=256),
     "124M": GPTConfig.preset("gpt2"),
 }
 CASES = [
     ("char-mini", 1, 48),
+    ("char-mini with GPT-2's GELU", 1, 48),
     ("char-mini", 16, 48),
     ("16M", 1, 64),
     ("16M", 16, 32),

@@ -169,9 +169,13 @@ def flat_forward(model: GPT) -> Forward:
             x = x * scale
         if model.positions is not None:
             x = x + model.positions(ids.shape[1], cache.positions)
+        if ids.numel() == 1:
+            x = x.view(-1)  # (d_model,): a matrix times a vector is the cheapest product there is
         for block, layer in zip(blocks, cache.layers, strict=True):
-            x = block(x, layer, cache)
+            x = block(x, layer, cache, ids.shape)
         cache.advance(ids.shape[1])
+        if x.ndim == 1:
+            return head(norm(x))[None]
         x = x[:, 0] if at is None else x[torch.arange(len(x)), at]  # (rows, d_model)
         return head(norm(x))
 
@@ -179,7 +183,10 @@ def flat_forward(model: GPT) -> Forward:
 
 
 class _FlatBlock:
-    """What a Block does, as a list of products."""
+    """What a Block does, as a list of products.
+
+    x: (rows, seq, d_model), or (d_model,) for a single token.  shape: rows and seq.
+    """
 
     def __init__(self, block: Block, config: GPTConfig) -> None:
         attention = block.attention
@@ -190,8 +197,8 @@ class _FlatBlock:
         self.qkv = _joined([attention.query, attention.key, attention.value])
         self.out, self.mlp = _product(attention.out), _feed_forward(block.mlp)
 
-    def __call__(self, x: Tensor, layer: LayerCache, cache: KVCache) -> Tensor:
-        heads = self.qkv(self.norm1(x)).view(*x.shape[:2], *self.split).transpose(1, 2)
+    def __call__(self, x: Tensor, layer: LayerCache, cache: KVCache, shape: torch.Size) -> Tensor:
+        heads = self.qkv(self.norm1(x)).view(*shape, *self.split).transpose(1, 2)
         q, k, v = heads.split(self.heads, dim=1)  # (rows, heads, seq, head_dim)
         if self.rotary is not None:
             q, k = self.rotary(q, cache.positions), self.rotary(k, cache.positions)
@@ -200,7 +207,7 @@ class _FlatBlock:
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=cache.mask, is_causal=causal, enable_gqa=self.grouped
         )
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
+        x = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
         return x + self.mlp(self.norm2(x))
 
 
@@ -218,11 +225,16 @@ def _product_of(weight: Tensor, bias: Tensor | None) -> Layer:
     large = weight.dtype == torch.float32 and weight.numel() >= ONEDNN_SIZE
     if large and torch.get_num_threads() > 1 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return lambda x: _onednn(x, weight, bias)
-    return lambda x: F.linear(x, weight, bias)
+    if bias is None:
+        return lambda x: torch.mv(weight, x) if x.ndim == 1 else F.linear(x, weight)
+    return lambda x: torch.addmv(bias, weight, x) if x.ndim == 1 else F.linear(x, weight, bias)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    product = torch.ops.mkldnn._linear_pointwise.default
+    if x.ndim == 1:
+        return product(x[None], weight, bias, "none", [], "")[0]
+    return product(x, weight, bias, "none", [], "")
 
 
 def _joined(linears: Sequence[nn.Linear]) -> Layer:

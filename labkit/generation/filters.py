@@ -102,6 +102,7 @@ def next_token_probabilities(logits: Tensor, config: SampleConfig, seen: Tensor 
     that leave nothing to draw.
     """
     logits = _scaled(logits, config, seen)
+    _check_finite(float(logits.amax(-1).sum()), config)
     if config.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter(-1, best, 1.0)
@@ -122,14 +123,17 @@ def _scaled(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor
         logits = apply_repetition_penalty(logits, seen, config.repetition_penalty)
     if config.temperature not in (0, 1):
         logits = apply_temperature(logits, config.temperature)
-    if not math.isfinite(float(logits.amax(-1).sum())):
+    return logits
+
+
+def _check_finite(largest: float, config: SampleConfig) -> None:
+    if not math.isfinite(largest):
         raise ValueError(
             "The logits are not finite (the largest is NaN, inf or -inf), so there is nothing to draw from. "
             "Did the model's training diverge, does a filter of your own remove every token, or is the "
             f"setting too extreme (temperature={config.temperature}, "
             f"repetition_penalty={config.repetition_penalty})?"
         )
-    return logits
 
 
 def _after_top_k(logits: Tensor, config: SampleConfig) -> Tensor:
@@ -159,19 +163,23 @@ def next_tokens(logits: Tensor, config: SampleConfig, uniforms: Tensor, seen: Te
     """
     logits = _scaled(logits, config, seen)
     if config.temperature == 0:
+        _check_finite(float(logits.amax(-1).sum()), config)
         return logits.argmax(-1)
     if config.top_k is None:
+        _check_finite(float(logits.amax(-1).sum()), config)
         return draw(_after_top_k(logits, config), uniforms)
-    logits, ids = _shortlist(logits, config.top_k)
+    logits, ids = _shortlist(logits, config)
     drawn = draw(_after_top_k(logits, config), uniforms)
     return ids.gather(-1, drawn[:, None])[:, 0]
 
 
-def _shortlist(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _shortlist(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     """What top_k_filter leaves: logits and ids, ascending, (rows, k), or more where there are ties."""
-    vocab = logits.shape[-1]
+    k, vocab = config.top_k or 1, logits.shape[-1]
     values, ids = logits.topk(min(k + 1, vocab))
-    if k < vocab and bool((values[:, k] == values[:, k - 1]).any()):
+    rows = values.tolist()
+    _check_finite(sum(row[0] for row in rows), config)
+    if k < vocab and any(row[k] == row[k - 1] for row in rows):
         ties = int((logits >= values[:, k - 1 : k]).sum(-1).max())
         ids = logits.topk(ties).indices.sort(-1).values
         kept = logits.gather(-1, ids)
