@@ -192,13 +192,17 @@ class _FlatBlock:
         attention = block.attention
         self.grouped, self.rotary = attention.grouped, attention.rotary
         self.heads = [config.n_heads, config.kv_heads, config.kv_heads]
-        self.split = (sum(self.heads), config.head_dim)
+        self.head_dim = config.head_dim
         self.norm1, self.norm2 = _norm(block.norm1), _norm(block.norm2)
         self.qkv = _joined([attention.query, attention.key, attention.value])
         self.out, self.mlp = _product(attention.out), _feed_forward(block.mlp)
 
     def __call__(self, x: Tensor, layer: LayerCache, cache: KVCache, shape: torch.Size) -> Tensor:
-        heads = self.qkv(self.norm1(x)).view(*shape, *self.split).transpose(1, 2)
+        heads = self.qkv(self.norm1(x))
+        if x.ndim == 1:
+            heads = heads.view(1, -1, 1, self.head_dim)
+        else:
+            heads = heads.view(*shape, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split(self.heads, dim=1)  # (rows, heads, seq, head_dim)
         if self.rotary is not None:
             q, k = self.rotary(q, cache.positions), self.rotary(k, cache.positions)
@@ -207,7 +211,8 @@ class _FlatBlock:
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=cache.mask, is_causal=causal, enable_gqa=self.grouped
         )
-        x = x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+        mixed = mixed.view(-1) if x.ndim == 1 else mixed.transpose(1, 2).flatten(2)
+        x = x + self.out(mixed)
         return x + self.mlp(self.norm2(x))
 
 

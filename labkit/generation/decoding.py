@@ -82,7 +82,7 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
         )
     texts = [prompt.tolist() for prompt in prompts for _ in range(config.n)]
     starts = [max(0, len(text) - context) for text in texts]  # of the window that the model sees
-    draws = torch.stack([_uniforms(config.max_new_tokens, seed + number) for number in range(len(texts))])
+    draws = torch.stack([_uniforms(config.max_new_tokens, seed + text) for text in range(len(texts))], dim=1)
     batch, ended = list(range(len(texts))), set[int]()
     was_training = model.training
     if was_training:
@@ -101,8 +101,8 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
                     logits = logits[[row for row, text in enumerate(batch) if text not in ended]]
                 if logits.dtype.itemsize < 4:
                     logits = logits.float()
-                rows = slice(None) if len(active) == len(texts) else active
-                drawn = next_tokens(logits, config, draws[rows, number], None if seen is None else seen[rows])
+                uniforms = draws[number] if len(active) == len(texts) else draws[number, active]
+                drawn = next_tokens(logits, config, uniforms, None if seen is None else seen[active])
                 if seen is not None:
                     seen[active, drawn] = True
             step = Step(active, drawn.tolist(), logits)

@@ -96,8 +96,8 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, and keep the memory."""
         self.length = 0
-        self.slot.zero_()
         if self.fixed:
+            self.slot.zero_()
             assert isinstance(self.positions, Tensor)
             assert self.hidden is not None
             self.positions.zero_()
@@ -133,8 +133,9 @@ class KVCache:
     def advance(self, seq: int) -> None:
         """Count seq more tokens in every row: the model calls this after its last layer."""
         self.length += seq
-        self.slot += seq
         self.positions += seq
+        if self.fixed:
+            self.slot += seq
 
     def trim(self, lengths: Sequence[int]) -> None:
         """Say that row i holds only its first lengths[i] slots; the rest of it was padding.
