@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -25,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from machine import save
 
 from labkit.text import load_corpus, open_shards
 
-RESULTS = Path(__file__).parent / "results" / "encode_corpus.json"
 NOTE = (
     "The machine was shared with other work, so MB/s is a lower bound; it counts both starts, each of which "
     "reads and checks all of the text. PSS is resident memory with shared pages divided among their users; "
@@ -50,18 +49,13 @@ def main() -> None:
             shutil.rmtree(scratch, ignore_errors=True)
             Path(scratch).mkdir()
     result = {
-        "benchmark": "encode_corpus",
         "tokenizer": "gpt2",
         "workers": options.workers,
         "rows": rows,
-        "hardware": {"cpu": cpu_model(), "cores": os.cpu_count(), "memory_gb": memory_gb()},
-        "python": platform.python_version(),
         "note": NOTE,
     }
     print_table(rows)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
+    save("encode_corpus", result)
 
 
 def make_corpus(scratch: Path, shape: str, size: int) -> Path:
@@ -167,16 +161,6 @@ def compare(files: list[Path], out: Path) -> None:
 def print_table(rows: list[dict[str, object]]) -> None:
     for name in rows[0]:
         print(f"{name:28}", *(f"{row[name]!s:>14}" for row in rows))
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
-
-
-def memory_gb() -> float:
-    return round(psutil.virtual_memory().total / 1e9, 1)
 
 
 if __name__ == "__main__":
