@@ -147,10 +147,13 @@ def _after_top_k(logits: Tensor, config: SampleConfig) -> Tensor:
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token whose stretch of the cumulative distribution holds the uniform number.
 
-    probabilities: (rows, vocab).  uniforms: (rows,) in [0, 1), float64.  Returns (rows,) indices; a token of
-    probability 0 is never drawn.  Source: inverse transform sampling, Devroye (1986), section III.2.
+    probabilities: (rows, vocab), or (vocab,) to draw from one distribution many times.  uniforms: (rows,) in
+    [0, 1), float64.  Returns (rows,) indices; a token of probability 0 is never drawn.
+    Source: inverse transform sampling, Devroye (1986), section III.2.
     """
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    if cumulative.ndim == 1:
+        return torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)
     points = uniforms[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points, right=True)[:, 0]
 

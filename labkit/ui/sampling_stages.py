@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from labkit.config import SampleConfig
-from labkit.generation import next_token_probabilities
+from labkit.generation import draw, next_token_probabilities
 from labkit.model import GPT
 from labkit.text import Tokenizer
 from labkit.ui.figures import COLOURS, visible
@@ -91,9 +91,8 @@ def entropy_bits(probabilities: Tensor) -> float:
 
 def draw_counts(probabilities: Tensor, draws: int, *, seed: int) -> Tensor:
     """How often each token comes up in so many independent draws from (vocab,) probabilities."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(probabilities.cpu(), draws, replacement=True, generator=generator)
-    return torch.bincount(drawn, minlength=len(probabilities))
+    uniforms = torch.rand(draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.bincount(draw(probabilities.cpu(), uniforms), minlength=len(probabilities))
 
 
 def next_token_logits(model: GPT, ids: Sequence[int]) -> Tensor:

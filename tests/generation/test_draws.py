@@ -48,6 +48,13 @@ def test_in_float32_the_shortlist_draws_the_same_tokens_too(settings: dict[str, 
     assert torch.equal(next_tokens(logits, config, uniforms), expected)
 
 
+def test_many_draws_from_one_distribution_are_those_of_as_many_rows() -> None:
+    generator = torch.Generator().manual_seed(2)
+    probabilities = torch.randn(37, generator=generator).softmax(-1)
+    uniforms = torch.rand(500, dtype=torch.float64, generator=generator)
+    assert torch.equal(draw(probabilities, uniforms), draw(probabilities.expand(500, -1), uniforms))
+
+
 masses = st.lists(
     st.sampled_from([0.0, 0.0, 5e-324, 1e-300, 1e-45, 1e-17, 1e-8, 0.1, 1.0]) | st.floats(0, 1),
     min_size=1,
