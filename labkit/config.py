@@ -275,7 +275,7 @@ class SampleConfig:
     repetition_penalty: float = 1.0
     """Above 1 makes tokens that are already in the text less likely; 1 changes nothing."""
     stop: tuple[str, ...] = ()
-    """A text ends before the first of these strings."""
+    """A text ends before the first of these strings that it comes to."""
     eos_id: int | None = None
     """A text ends after this token."""
     n: int = 1

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labkit.model import GPT
+from labkit.model import GPT, evaluating
 
 
 def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int = 64) -> float:
@@ -28,10 +28,8 @@ def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: in
 def summed_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int = 64) -> tuple[float, int]:
     """Summed cross-entropy in nats, and how many targets it is the sum of; else as `evaluate_loss`."""
     device = model.token_embedding.weight.device
-    was_training = model.training
-    model.eval()
     total, count = 0.0, 0
-    try:
+    with evaluating(model):
         for some_inputs, some_targets in zip(
             inputs.split(batch_size), targets.split(batch_size), strict=True
         ):
@@ -39,8 +37,6 @@ def summed_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int 
             flat = some_targets.to(device).flatten()
             total += F.cross_entropy(logits, flat, ignore_index=-100, reduction="sum").item()
             count += int((flat != -100).sum())
-    finally:
-        model.train(was_training)
     return total, count
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from labkit.config import SampleConfig
 from labkit.generation.decoder import Decoder, UncachedDecoder, decoder_for
 from labkit.generation.filters import next_tokens
-from labkit.model import GPT
+from labkit.model import GPT, evaluating
 
 Prompt = Tensor | Sequence[int]
 
@@ -84,10 +84,7 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
     starts = [max(0, len(text) - context) for text in texts]  # of the window that the model sees
     draws = torch.stack([_uniforms(config.max_new_tokens, seed + text) for text in range(len(texts))], dim=1)
     batch, ended = list(range(len(texts))), set[int]()
-    was_training = model.training
-    if was_training:
-        model.eval()
-    try:
+    with evaluating(model):
         with torch.inference_mode():
             needed = max(len(text) for text in texts) + config.max_new_tokens
             decoder = decoder_for(model, min(needed, context))
@@ -117,9 +114,6 @@ def decode(model: GPT, prompts: Sequence[Tensor], config: SampleConfig, seed: in
             if number + 1 < config.max_new_tokens:
                 with torch.inference_mode():
                     batch, logits = _read_on(decoder, texts, starts, batch, ended)
-    finally:
-        if was_training:
-            model.train()
 
 
 def _read_on(

@@ -178,11 +178,11 @@ def next_tokens(logits: Tensor, config: SampleConfig, uniforms: Tensor, seen: Te
 
 def _shortlist(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     """What top_k_filter leaves: logits and ids, ascending, (rows, k), or more where there are ties."""
-    k, vocab = config.top_k or 1, logits.shape[-1]
+    assert config.top_k is not None
+    k, vocab = config.top_k, logits.shape[-1]
     values, ids = logits.topk(min(k + 1, vocab))
-    rows = values.tolist()
-    _check_finite(sum(row[0] for row in rows), config)
-    if k < vocab and any(row[k] == row[k - 1] for row in rows):
+    _check_finite(float(values[:, 0].sum()), config)
+    if k < vocab and any(kth == after for kth, after in values[:, k - 1 :].tolist()):
         ties = int((logits >= values[:, k - 1 : k]).sum(-1).max())
         ids = logits.topk(ties).indices.sort(-1).values
         kept = logits.gather(-1, ids)

@@ -3,7 +3,7 @@
 from labkit.model.attention import CausalSelfAttention
 from labkit.model.block import MLP, Block
 from labkit.model.cache import KVCache
-from labkit.model.gpt import GPT
+from labkit.model.gpt import GPT, evaluating
 from labkit.model.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "LearnedPositions",
     "RotaryPositions",
     "SinusoidalPositions",
+    "evaluating",
 ]

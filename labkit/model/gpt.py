@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -152,3 +155,14 @@ class GPT(nn.Module):
         weights = sum(linear.weight.numel() for linear in linears)
         attention = 12 * self.config.n_layers * self.config.n_heads * self.config.head_dim * seq
         return 6 * weights + attention
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode (no dropout), and afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

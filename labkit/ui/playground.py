@@ -13,11 +13,11 @@ from torch import Tensor
 
 from labkit.config import SampleConfig
 from labkit.generation import Token, stream_tokens
-from labkit.model import GPT
+from labkit.model import GPT, evaluating
 from labkit.text import Tokenizer
 from labkit.ui.playground_models import Loaded, ModelChoice, Source
 from labkit.ui.playground_traits import COLUMNS, COMMON, SETTINGS, PlaygroundTraits
-from labkit.ui.playground_writer import ALTERNATIVES, Background, Job, Writing, evaluating, write_all
+from labkit.ui.playground_writer import ALTERNATIVES, Background, Job, Writing, write_all
 from labkit.ui.sampling_stages import (
     STAGES,
     SamplingStages,

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from typing import Any
 
 from labkit.generation import Token
-from labkit.model import GPT
 from labkit.text import Tokenizer
 from labkit.ui.sampling_stages import token_label, unhidden
 
@@ -108,17 +106,6 @@ class Background:
         if self._thread is not None:
             self._thread.join(timeout)
         return self._thread is None or not self._thread.is_alive()
-
-
-@contextmanager
-def evaluating(model: GPT) -> Iterator[None]:
-    """The model in evaluation mode, and then in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def write_all(writings: list[Writing], job: Job, publish: Callable[[], None], *, every: float) -> None:

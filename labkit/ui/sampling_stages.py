@@ -14,7 +14,7 @@ from torch import Tensor
 
 from labkit.config import SampleConfig
 from labkit.generation import draw, next_token_probabilities
-from labkit.model import GPT
+from labkit.model import GPT, evaluating
 from labkit.text import Tokenizer
 from labkit.ui.figures import COLOURS, visible
 
@@ -98,13 +98,8 @@ def draw_counts(probabilities: Tensor, draws: int, *, seed: int) -> Tensor:
 def next_token_logits(model: GPT, ids: Sequence[int]) -> Tensor:
     """Logits of the token after these ids, (vocab,) in float32 on the CPU; of many ids the end is read."""
     batch = torch.tensor([list(ids)[-model.config.context_length :]])
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(batch.to(model.token_embedding.weight.device))[0, -1].float().cpu()
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        return model(batch.to(model.token_embedding.weight.device))[0, -1].float().cpu()
 
 
 def next_token_table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -157,15 +157,22 @@ def expect_bars(shown: Shown, values: dict[str, float], name: str = "a", prompt:
     seen[ids] = True
     table = sampling_stages(logits, config(values), seen).table
     rows = [[row["id"], row["raw"], row["tempered"], row["filtered"]] for row in table.to_dict("records")]
-    drawn = """([column, expected]) => {
-        const rows = [...column.querySelectorAll('tbody tr')].map(row => {
-            const cells = [...row.querySelectorAll('td[data-stage]')];
-            return [Number(cells[0].dataset.id), ...cells.map(cell => Number(cell.dataset.value))];
-        });
-        return JSON.stringify(rows) === JSON.stringify(expected);
-    }"""
-    handle = column(shown.playground(), name).element_handle()
-    shown.page.wait_for_function(drawn, arg=[handle, rows])
+    part = column(shown.playground(), name)
+    until(shown.page, f"({BARS})(part)", part, rows)
+    assert part.evaluate(BARS) == rows
+
+
+BARS = """part => [...part.querySelectorAll('tbody tr')].map(row => {
+    const cells = [...row.querySelectorAll('td[data-stage]')];
+    return [Number(cells[0].dataset.id), ...cells.map(cell => Number(cell.dataset.value))];
+})"""
+
+
+def until(page: Page, expression: str, part: Locator, expected: object) -> None:
+    """Give the page time to come to what is expected; the assertion after it says what there is instead."""
+    script = f"([part, expected]) => JSON.stringify({expression}) === JSON.stringify(expected)"
+    with suppress(playwright.TimeoutError):
+        page.wait_for_function(script, arg=[part.element_handle(), expected])
 
 
 def expect_text(shown: Shown, values: dict[str, float], name: str = "a") -> None:
@@ -174,14 +181,15 @@ def expect_text(shown: Shown, values: dict[str, float], name: str = "a") -> None
     written = complete(odd.gpt(odd.TOKENIZER), odd.TOKENIZER, "to be", config(values))[0].text
     written = written.replace("\u202e", "U+202E").replace("\u200b", "U+200B")
     pieces = column(shown.playground(), name).locator(".lp-pieces")
-    shown.page.wait_for_function(
-        "([pieces, text]) => pieces.textContent === text", arg=[pieces.element_handle(), written]
-    )
+    until(shown.page, "part.textContent", pieces, written)
+    assert pieces.text_content() == written
 
 
 def test_the_first_bars_and_text_are_those_of_the_library(shown: Shown) -> None:
     expect_bars(shown, {})
     expect_text(shown, {})
+    assert len(column(shown.playground()).evaluate(BARS)) == VOCAB
+    assert column(shown.playground()).get_by_role("option").count() == 40
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ class Pieces(Tokenizer):
         return np.zeros(1, dtype=np.int64)
 
     def _definition(self) -> dict[str, Any]:
-        return {}
+        return {"pieces": [piece.hex() for piece in self.pieces[:-1]]}
 
     @classmethod
     def _from_definition(cls, definition: dict[str, Any]) -> Pieces:
-        raise NotImplementedError
+        return cls([bytes.fromhex(piece) for piece in definition["pieces"]])

@@ -42,20 +42,28 @@ def both(ours: Callable[[Tensor], Tensor], theirs: Any, *, ties: bool, dtype: to
         yield filtered, theirs(None, logits.clone())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.9])
-def test_temperature_equals_transformers(temperature: float, ties: bool, dtype: torch.dtype) -> None:
-    theirs = transformers.TemperatureLogitsWarper(temperature)
-    for a, b in both(lambda x: apply_temperature(x, temperature), theirs, ties=ties, dtype=dtype):
-        assert torch.equal(a, b)
+EQUAL = {
+    **{
+        f"temperature {t}": (lambda x, t=t: apply_temperature(x, t), transformers.TemperatureLogitsWarper(t))
+        for t in (0.3, 1.0, 1.9)
+    },
+    **{
+        f"top-k {k}": (lambda x, k=k: top_k_filter(x, k), transformers.TopKLogitsWarper(k))
+        for k in (1, 2, 5, VOCAB - 1, VOCAB)
+    },
+    **{
+        f"min-p {p}": (lambda x, p=p: min_p_filter(x, p), transformers.MinPLogitsWarper(p))
+        for p in (0.0, 0.02, 0.3, 0.9, 1.0)
+    },
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("k", [1, 2, 5, VOCAB - 1, VOCAB])
-def test_top_k_equals_transformers(k: int, ties: bool, dtype: torch.dtype) -> None:
-    for a, b in both(lambda x: top_k_filter(x, k), transformers.TopKLogitsWarper(k), ties=ties, dtype=dtype):
+@pytest.mark.parametrize("name", EQUAL)
+def test_filters_equal_transformers(name: str, ties: bool, dtype: torch.dtype) -> None:
+    ours, theirs = EQUAL[name]
+    for a, b in both(ours, theirs, ties=ties, dtype=dtype):
         assert torch.equal(a, b)
 
 
@@ -74,15 +82,6 @@ def test_top_p_with_ties_keeps_as_many_and_as_likely_tokens_as_transformers(
     """Which of several equal tokens stays may differ; how many stay, and how likely they are, may not."""
     for a, b in both(lambda x: top_p_filter(x, p), transformers.TopPLogitsWarper(p), ties=True, dtype=dtype):
         assert torch.equal(a.sort(-1).values, b.sort(-1).values)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("p", [0.0, 0.02, 0.3, 0.9, 1.0])
-def test_min_p_equals_transformers(p: float, ties: bool, dtype: torch.dtype) -> None:
-    theirs = transformers.MinPLogitsWarper(p)
-    for a, b in both(lambda x: min_p_filter(x, p), theirs, ties=ties, dtype=dtype):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
