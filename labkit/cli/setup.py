@@ -9,7 +9,7 @@ from labkit.config import TokenizerName, TrainConfig
 
 
 def fetch(names: Positional[tuple[str, ...]] = ()) -> int:
-    """Fetch the course's texts and tokenizer files into the cache and verify them.
+    """Fetch the course's texts, tokenizer files and published model into the cache and verify them.
 
     Args:
         names: Which assets; all of them when none is named.

