@@ -53,6 +53,8 @@ class GPT(nn.Module):
         self.activation_checkpointing = False
         """While training, keep only each block's input and compute the rest again (Chen et al., 2016)."""
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        for block in self.blocks:
+            block.attention.rotary = self.blocks[0].attention.rotary  # one table serves every layer
         self.norm = build_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_weights:

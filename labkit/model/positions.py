@@ -15,6 +15,11 @@ def _rows(table: Tensor, seq: int, start: int | Tensor) -> Tensor:
     return table[start[:, None] + torch.arange(seq, device=table.device)]
 
 
+def _table_device() -> str | None:
+    """Tables are computed and never loaded, so they are real even in a model that is only shapes yet."""
+    return "cpu" if torch.get_default_device().type == "meta" else None
+
+
 class LearnedPositions(nn.Module):
     """One trained vector per position, added to the token embeddings.
 
@@ -42,10 +47,11 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, context_length: int, d_model: int) -> None:
         super().__init__()
-        position = torch.arange(context_length, dtype=torch.float64)
-        pair = torch.arange(0, d_model, 2, dtype=torch.float64)
+        device = _table_device()
+        position = torch.arange(context_length, dtype=torch.float64, device=device)
+        pair = torch.arange(0, d_model, 2, dtype=torch.float64, device=device)
         angles = torch.outer(position, torch.exp(-math.log(10000.0) * pair / d_model))
-        table = torch.empty(context_length, d_model, dtype=torch.float64)
+        table = torch.empty(context_length, d_model, dtype=torch.float64, device=device)
         table[:, 0::2] = angles.sin()
         table[:, 1::2] = angles.cos()[:, : d_model // 2]
         self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
@@ -67,8 +73,10 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, context_length: int, head_dim: int, base: float = 10000.0) -> None:
         super().__init__()
-        frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angles = torch.outer(torch.arange(context_length, dtype=torch.float64), frequencies)
+        device = _table_device()
+        pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device)
+        position = torch.arange(context_length, dtype=torch.float64, device=device)
+        angles = torch.outer(position, base ** (-pair / head_dim))
         angles = torch.cat([angles, angles], dim=-1)  # (context_length, head_dim)
         self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)

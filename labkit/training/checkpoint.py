@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from labkit.atomic import fresh_folder
 from labkit.config import GPTConfig, as_dict
 from labkit.model import GPT
 from labkit.training.sharding import SHARDS, read_shards, stored_weights
@@ -78,35 +77,19 @@ def named_weights(model: GPT) -> dict[str, Tensor]:
 def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: Any) -> Path:
     """A whole checkpoint folder from what `write` puts into a fresh one; see `save_checkpoint`."""
     folder = Path(folder)
-    fresh, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
     try:
-        if not folder.parent.exists():
-            folder.parent.mkdir(parents=True)
-            flush(folder.parent.parent)
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        write(fresh)
-        files = sorted([*(file.name for file in fresh.iterdir()), "checkpoint.json"])
-        document = json.dumps({"format": FORMAT, "files": files, **metadata}, indent=2)
-        (fresh / "checkpoint.json").write_text(document + "\n", encoding="utf-8")
-        sums = "".join(f"{_sha256(fresh / name)}  {name}\n" for name in files)
-        (fresh / SUMS).write_text(sums, encoding="utf-8")
-        for path in (*fresh.iterdir(), fresh):
-            flush(path)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        fresh.rename(folder)
-        flush(folder.parent)
+        with fresh_folder(folder) as fresh:
+            write(fresh)
+            files = sorted([*(file.name for file in fresh.iterdir()), "checkpoint.json"])
+            document = json.dumps({"format": FORMAT, "files": files, **metadata}, indent=2)
+            (fresh / "checkpoint.json").write_text(document + "\n", encoding="utf-8")
+            sums = "".join(f"{_sha256(fresh / name)}  {name}\n" for name in files)
+            (fresh / SUMS).write_text(sums, encoding="utf-8")
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise CheckpointError(
             f"{folder} could not be written ({_refusal(error)}). Checkpoints written before are intact: once "
             "the disk takes files again, the run can be resumed from them."
         ) from error
-    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
@@ -187,30 +170,6 @@ def verify(folder: Path) -> dict[str, Any]:
         newer = "Update labkit." if found > FORMAT else "It was written by an old version of labkit."
         raise CheckpointError(f"{folder} has format {found}; this version reads {FORMAT}. {newer}")
     return metadata
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's text; a crash leaves the old one or the new one."""
-    fresh = path.with_name(f".new-{path.name}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        flush(fresh)
-        fresh.replace(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-    flush(path.parent)
 
 
 def _refusal(error: BaseException) -> BaseException:

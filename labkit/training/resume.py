@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from labkit.atomic import write_text_atomically
 from labkit.config import as_dict
 from labkit.training.checkpoint import (
     CheckpointError,
@@ -17,7 +18,6 @@ from labkit.training.checkpoint import (
     named_weights,
     save_checkpoint,
     write_checkpoint,
-    write_text_atomically,
 )
 from labkit.training.distributed import launch_id, restarted
 from labkit.training.environment import changes, environment

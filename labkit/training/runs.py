@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from labkit.atomic import flush, write_text_atomically
 from labkit.paths import output_dir
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,
     CheckpointInfo,
-    flush,
     load_checkpoint,
     verify,
-    write_text_atomically,
 )
 
 if TYPE_CHECKING:

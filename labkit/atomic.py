@@ -1,0 +1,62 @@
+"""Writing so that a crash leaves what was there or what is new, never half of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; at the end of the block it takes the place of `folder` and all it held.
+
+    It lies beside `folder`, is flushed to the disk, and is renamed.  After an error nothing has changed.
+    """
+    fresh, old = folder.with_name(f".new-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    try:
+        if not folder.parent.exists():
+            folder.parent.mkdir(parents=True)
+            flush(folder.parent.parent)
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        yield fresh
+        for path in (*fresh.iterdir(), fresh):
+            flush(path)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        fresh.rename(folder)
+        flush(folder.parent)
+    except Exception:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file's text."""
+    fresh = path.with_name(f".new-{path.name}")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        flush(fresh)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
