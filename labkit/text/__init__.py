@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from labkit.text.assets import ASSETS, AssetError, asset_path, cache_dir, fetch, use_offline_tiktoken
     from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, train_bpe
+    from labkit.text.chat import encode_chat
     from labkit.text.cleaning import CorpusError
     from labkit.text.corpus import Corpus, Document, check_split
     from labkit.text.encoding import encode_folder
     from labkit.text.loading import build_tokenizer, load_corpus
+    from labkit.text.published import PublishedTokenizer, UnsupportedTokenizerError
+    from labkit.text.published_files import load_published_tokenizer, tokenizer_from_gguf
+    from labkit.text.published_saving import save_published_tokenizer
     from labkit.text.sequences import SequenceDataset, load_token_sequences
     from labkit.text.shards import Shards, open_shards
     from labkit.text.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer
@@ -23,10 +27,14 @@ if TYPE_CHECKING:
 _HOME = {
     "assets": ("ASSETS", "AssetError", "asset_path", "cache_dir", "fetch", "use_offline_tiktoken"),
     "bpe": ("BPETokenizer", "GPT2Tokenizer", "train_bpe"),
+    "chat": ("encode_chat",),
     "cleaning": ("CorpusError",),
     "corpus": ("Corpus", "Document", "check_split"),
     "encoding": ("encode_folder",),
     "loading": ("build_tokenizer", "load_corpus"),
+    "published": ("PublishedTokenizer", "UnsupportedTokenizerError"),
+    "published_files": ("load_published_tokenizer", "tokenizer_from_gguf"),
+    "published_saving": ("save_published_tokenizer",),
     "sequences": ("SequenceDataset", "load_token_sequences"),
     "shards": ("Shards", "open_shards"),
     "tokenizer": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "load_tokenizer"),
@@ -45,22 +53,28 @@ __all__ = [
     "CorpusError",
     "Document",
     "GPT2Tokenizer",
+    "PublishedTokenizer",
     "SequenceDataset",
     "Shards",
     "ShuffledWindows",
     "TokenStream",
     "Tokenizer",
+    "UnsupportedTokenizerError",
     "WindowDataset",
     "asset_path",
     "build_tokenizer",
     "cache_dir",
     "check_split",
+    "encode_chat",
     "encode_folder",
     "fetch",
     "load_corpus",
+    "load_published_tokenizer",
     "load_token_sequences",
     "load_tokenizer",
     "open_shards",
+    "save_published_tokenizer",
+    "tokenizer_from_gguf",
     "train_bpe",
     "use_offline_tiktoken",
 ]

@@ -32,7 +32,6 @@ Pair = tuple[int, int]
 class _ByteLevelTokenizer(Tokenizer):
     """What tiktoken does, behind the interface of `Tokenizer`."""
 
-    eos_id: int
     _encoding: tiktoken.Encoding
 
     def _encode(self, text: str) -> np.ndarray:
@@ -53,6 +52,7 @@ class BPETokenizer(_ByteLevelTokenizer):
     """
 
     name = "bpe"
+    eos_id: int
 
     def __init__(self, merges: Iterable[Pair]) -> None:
         self.merges = [(int(left), int(right)) for left, right in merges]
@@ -96,6 +96,7 @@ class GPT2Tokenizer(_ByteLevelTokenizer):
     """GPT-2's byte-level BPE: 50,257 ids, the last one the end of a text. Needs no network."""
 
     name = "gpt2"
+    eos_id: int
 
     def __init__(self) -> None:
         use_offline_tiktoken()

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,19 +32,25 @@ class Tokenizer(ABC):
     eos_id: int | None
     """The id that stands for the end of a document, if there is one."""
 
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Texts that stand for one id where `encode` is told to allow them, and those ids."""
+        return {} if self.eos_id is None else {END_OF_TEXT: self.eos_id}
+
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of a text. "<|endoftext|>" in it is ordinary text, unless allow_special is set.
+        """The ids of a text. Special tokens in it, as "<|endoftext|>", are text unless allow_special is set.
 
         Raises TypeError for anything but a str, ValueError for lone surrogates (half of a UTF-16 pair,
         which no UTF-8 text can hold) and, with characters, for unknown ones.
         """
         self._check(text)
-        if not allow_special or self.eos_id is None:
+        special = self.special_tokens if allow_special else {}
+        if not special:
             return self._encode(text).tolist()
+        longest_first = sorted(special, key=len, reverse=True)
         ids: list[int] = []
-        for number, part in enumerate(text.split(END_OF_TEXT)):
-            ids += [self.eos_id] if number else []
-            ids += self._encode(part).tolist()
+        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
+            ids += [special[part]] if part in special else self._encode(part).tolist()
         return ids
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
@@ -88,7 +94,8 @@ class Tokenizer(ABC):
     @property
     def fingerprint(self) -> str:
         """sha256, in hex, of what defines the tokenizer: equal exactly when its ids mean the same."""
-        text = json.dumps(self._definition(), sort_keys=True, separators=(",", ":"))
+        meaning = {key: value for key, value in self._definition().items() if key != "chat_template"}
+        text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -195,11 +202,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises ValueError where the file is missing, is not such a file, or was changed since.
     """
     from labkit.text.bpe import BPETokenizer, GPT2Tokenizer
+    from labkit.text.published import PublishedTokenizer
 
     kinds: dict[str, type[Tokenizer]] = {
         "characters": CharTokenizer,
         "bpe": BPETokenizer,
         "gpt2": GPT2Tokenizer,
+        "published": PublishedTokenizer,
     }
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -211,7 +220,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise ValueError(f"{path}: is not a tokenizer file (format {FORMAT}, kind {', '.join(kinds)}).")
     try:
         tokenizer = kinds[content["kind"]]._from_definition(content)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: is incomplete or damaged ({error!r}).") from error
     if tokenizer.fingerprint != content.get("fingerprint"):
         raise ValueError(f"{path}: was changed after it was saved; its fingerprint does not match.")
