@@ -15,20 +15,16 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AnyOptimizer:
     """AdamW, or Muon on the blocks' matrices with AdamW on the rest; frozen parameters are left out.
 
     AdamW decays matrices (linear weights, embeddings) and leaves biases and norms alone.  Every group has a
-    key "peak": its learning rate when the schedule is at its height.
-    Raises ValueError when nothing is left to train, or for a parameter that is not contiguous: PyTorch's
-    fused AdamW would update such a view wrongly without a word.
+    key "peak": its learning rate when the schedule is at its height.  Parameters become contiguous.
+    Raises ValueError when nothing is left to train.
     Source: Loshchilov & Hutter (2019); which tensors to decay: Radford et al. (2018), section 4.1.
     """
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     if not trained:
         raise ValueError("build_optimizer: every parameter is frozen; nothing is left to train.")
-    strided = [name for name, each in trained.items() if not each.is_contiguous()]
-    if strided:
-        raise ValueError(
-            f"build_optimizer: {', '.join(strided)} are views with strides. Make them contiguous: "
-            "parameter.data = parameter.data.contiguous()."
-        )
+    for each in trained.values():
+        # Loaded weights may be transposed views; PyTorch's fused AdamW updates those wrongly without a word.
+        each.data = each.data.contiguous()
     muon: list[nn.Parameter] = []
     if config.optimizer == "muon":
         muon = [each for name, each in trained.items() if each.ndim == 2 and "blocks." in name]

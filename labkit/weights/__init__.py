@@ -1,5 +1,7 @@
-"""Weights from elsewhere into our GPT."""
+"""Weights from elsewhere into our GPT, and ours into the layouts that others read."""
 
+from labkit.weights.gpt2 import load_gpt2, save_gpt2
+from labkit.weights.mapping import LoadedModel, assign
 from labkit.weights.pretrained import PRETRAINED, load_pretrained
 
-__all__ = ["PRETRAINED", "load_pretrained"]
+__all__ = ["PRETRAINED", "LoadedModel", "assign", "load_gpt2", "load_pretrained", "save_gpt2"]
