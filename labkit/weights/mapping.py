@@ -46,15 +46,18 @@ class Rule:
 
         Raises ValueError where its output features are not as many.
         """
+        shape = tuple(tensor.shape)
         tensor = tensor.mT if self.transpose and tensor.ndim > 1 else tensor
         if len(sizes) == 1:
             pieces = [tensor]
         elif tensor.ndim and len(tensor) == sum(sizes):
             pieces = list(tensor.split(list(sizes)))
         else:
-            raise ValueError(
-                f"shape {tuple(tensor.shape)} cannot be cut into {len(sizes)} parts of {sizes[0]}"
+            parts = ", ".join(map(str, sizes))
+            hint = (
+                " It is transposed: is it stored as (out, in)?" if tensor.shape[1:] == (sum(sizes),) else ""
             )
+            raise ValueError(f"A tensor of shape {shape} cannot be cut into parts of {parts}.{hint}")
         return [_pairs(piece, head_dim, neighbours=False) if self.interleaved else piece for piece in pieces]
 
     def to_theirs(self, pieces: Sequence[Tensor], head_dim: int) -> Tensor:
