@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
+from labkit.weights import load_gpt2
 from labkit.weights.tensorflow import _MAGIC, _masked_crc32c, is_tf_checkpoint, read_tf_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -131,7 +132,6 @@ def test_the_checksum_is_castagnolis() -> None:
 
 
 def test_the_model_computes_tensorflows_logits() -> None:
-    load_gpt2 = pytest.importorskip("labkit.weights.gpt2").load_gpt2
     model = load_gpt2(PUBLISHED).model
     with torch.no_grad():
         ours = model(torch.from_numpy(VALUES["ids"]))
