@@ -79,7 +79,7 @@ def _repo(name: str) -> str:
 def _cache_folder(repo: str) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE).resolve() / f"models--{repo.replace('/', '--')}"
 
 
 def _download(repo: str, progress: bool) -> Path:
@@ -93,8 +93,8 @@ def _download(repo: str, progress: bool) -> Path:
     form = next((file for file in _WEIGHTS if file in listed), None)
     if form is None or "config.json" not in listed:
         raise ValueError(
-            f"{repo}: labkit reads config.json with {' or '.join(_WEIGHTS)}. Choose another model: this one "
-            f"has {', '.join(listed[:20]) or 'no files'}."
+            f"{repo}: has {', '.join(listed[:20]) or 'no files'}, but labkit reads config.json with "
+            f"{' or '.join(_WEIGHTS)}. Choose another model."
         )
     folder = _cache_folder(repo)
     snapshot = folder / "snapshots" / commit
@@ -134,7 +134,7 @@ def _fetch(repo: str, file: str, snapshot: Path, progress: bool) -> None:
 
     if (snapshot / file).exists():
         return
-    with _explained(repo, file):
+    with _explained(f"{repo}/{file}"):
         url = hf_hub_url(repo, file, revision=snapshot.name)
         remote = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         if not re.fullmatch(r"[\w-]{1,128}", etag := str(remote.etag), re.ASCII):
@@ -150,10 +150,10 @@ def _fetch(repo: str, file: str, snapshot: Path, progress: bool) -> None:
                 part.unlink()
             headers = build_hf_headers(headers={"Accept-Encoding": "identity"})
             bar: Any = functools.partial(tqdm, disable=not progress)
-            with _explained(repo, file), part.open("ab") as sink:
+            with _explained(f"{repo}/{file}"), part.open("ab") as sink:
                 http_get(url, sink, resume_size=sink.tell(), headers=headers, expected_size=remote.size,
                          displayed_filename=file, tqdm_class=bar)  # fmt: skip
-            _verify(part, etag, f"{repo}: {file}")
+            _verify(part, etag, f"{repo}/{file}")
             part.replace(blob)
         if not (snapshot / file).exists():
             try:
@@ -179,7 +179,7 @@ def _verify(part: Path, etag: str, what: str) -> None:
 
 
 @contextmanager
-def _explained(repo: str, file: str = "") -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     """Turn whatever the library, the network or the disk raise into an AssetError that says what to do."""
     from huggingface_hub import constants
 
@@ -197,12 +197,12 @@ def _explained(repo: str, file: str = "") -> Iterator[None]:
             remedy = (
                 "check the network (HTTPS_PROXY, HF_ENDPOINT) and try again; it goes on where it stopped."
             )
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AssetError(
-            f"{repo}: could not be downloaded.\n"
-            f"Tried: {constants.ENDPOINT}/{repo} {file}, to be kept in {constants.HF_HUB_CACHE}.\n"
-            f"It said: {said}\nWhat to do: {remedy}\n"
+            f"{what}: could not be downloaded.\n"
+            f"Tried: {constants.ENDPOINT}/{what}, to be kept in {constants.HF_HUB_CACHE}.\n"
+            f"It said: {type(error).__name__}: {' '.join(str(error).split())[:300]}\n"
+            f"What to do: {remedy}\n"
             "By hand: put config.json, model.safetensors and the tokenizer's files into a folder, and give\n"
-            "the folder in place of the name: load_gpt2(folder).\n"
+            "the folder in place of the name, as in load_gpt2(folder).\n"
             'Instead: load_pretrained() comes with the course, load_llama("smollm2") needs no hub.'
         ) from error

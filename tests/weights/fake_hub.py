@@ -45,7 +45,7 @@ class FakeHub:
     token: str | None = None
     """The token without which nothing is given."""
     status: int = 0
-    """Answer to everything, when not 0."""
+    """Answer to everything, with a page for people, when not 0."""
     log: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> FakeHub:
@@ -123,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub.log.append(Request(self.command, path, self.headers.get("Range"), token))
         _, *parts = path.split("/")
         if hub.status:
-            return self._send(hub.status, {})
+            return self._send(hub.status, {"Content-Type": "text/html"}, b"<html>Please log in</html>")
         if parts[0] == "storage":
             return self._content("/".join(parts[1:3]), parts[-1], {})
         if hub.token and token != f"Bearer {hub.token}":

@@ -168,7 +168,7 @@ def test_short_names(hub: FakeHub, name: str, repo: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt5", "", "a/b/c", "../evil", "a/..", "a/.b", "https://x/y", "a b/c", "a/b\n", "ä/b"]
+    "name", ["gpt5", "", "a/b/c", "../evil", "a/..", "a/.b", "https://x/y", "a b/c", "a/b\n", "a/bä"]
 )
 def test_other_names_are_refused_before_anyone_is_asked(hub: FakeHub, name: str) -> None:
     for function in (download, cached):
@@ -466,9 +466,7 @@ def test_a_gated_model_needs_the_token_which_only_the_hub_sees(
 )
 def test_a_model_in_no_form_that_we_read(hub: FakeHub, tmp_path: Path, files: dict[str, bytes]) -> None:
     hub.models[REPO] = files
-    with pytest.raises(
-        ValueError, match=rf"{REPO}: labkit reads config.json with .*has {'|'.join(files) or 'no files'}"
-    ):
+    with pytest.raises(ValueError, match=rf"{REPO}: has {'.*'.join(files) or 'no files'}, but labkit reads"):
         download(REPO)
     assert hub.fetched() == []
 
@@ -545,9 +543,7 @@ def test_a_checksum_cannot_be_a_path(hub: FakeHub, tmp_path: Path, checksum: str
     assert not list(tmp_path.rglob("*evil*"))
 
 
-def test_a_page_that_is_no_hub_is_said_to_be_none(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "huggingface_hub.HfApi.model_info", lambda *a, **k: json.loads("<html>Please log in</html>")
-    )
-    with pytest.raises(AssetError, match="check the network"):
+def test_a_page_that_is_no_hub_is_said_to_be_none(hub: FakeHub) -> None:
+    hub.status = 200
+    with pytest.raises(AssetError, match=r"(?s)It said: JSONDecodeError.*check the network"):
         download(REPO)
