@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import threading
@@ -148,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, repo: str, file: str, headers: dict[str, str]) -> None:
         hub, content = self.hub, self.hub.damaged.get(file, self.hub.models[repo][file])
+        if "gzip" in self.headers.get("Accept-Encoding", ""):  # a range then counts compressed bytes
+            content, headers = gzip.compress(content), headers | {"Content-Encoding": "gzip"}
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         if start and not hub.ignores_range:
             headers = headers | {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -323,6 +325,13 @@ def test_a_cut_connection_goes_on_where_it_stopped(hub: FakeHub) -> None:
     assert hub.bodies("model.safetensors") == [None, "bytes=40000-", "bytes=40000-", "bytes=60000-"]
 
 
+def test_a_cut_text_goes_on_too(hub: FakeHub) -> None:
+    hub.models[REPO]["merges.txt"] = WEIGHTS.hex().encode()
+    hub.cuts["merges.txt"] = [60_007]
+    assert contents(download(REPO)) == hub.models[REPO]
+    assert hub.bodies("merges.txt") == [None, "bytes=60000-"]
+
+
 def test_the_next_call_goes_on_where_the_last_one_gave_up(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts["model.safetensors"] = [70_321] + [0] * 20
     with pytest.raises(AssetError, match="it goes on where it stopped"):
@@ -351,6 +360,19 @@ def test_more_bytes_than_announced_are_thrown_away(hub: FakeHub, tmp_path: Path)
     (blobs / f"{etag('model.safetensors', WEIGHTS)}.part").write_bytes(WEIGHTS + b"x")
     assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.bodies("model.safetensors") == [None]
+
+
+def test_two_at_once_fetch_a_file_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = file_download.http_get
+
+    def slow(*arguments: Any, **settings: Any) -> None:
+        fetch(*arguments, **settings)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(file_download, "http_get", slow)
+    with ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(download, [REPO] * 3))) == 1
+    assert sorted(hub.fetched()) == sorted(hub.models[REPO])
 
 
 PROCESS = """
