@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from labkit.config import SampleConfig
-from labkit.generation.decoding import decode, prompt_rows
+from labkit.generation.decoding import Prompt, decode, prompt_rows
 from labkit.model import GPT
 from labkit.text import Tokenizer
 
@@ -53,13 +53,13 @@ class Completion:
 def complete(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | Prompt],
     config: SampleConfig | None = None,
     *,
     seed: int = 0,
     logprobs: int | None = None,
 ) -> list[Completion]:
-    """Continue one or several prompts, each config.n times.
+    """Continue one or several prompts, texts or lists of ids, each config.n times.
 
     Completion i * n + j is the j-th of prompt i.  logprobs, and what raises: see `stream_tokens`.
     """
@@ -72,7 +72,12 @@ def complete(
 
 
 def stream(
-    model: GPT, tokenizer: Tokenizer, prompt: str, config: SampleConfig | None = None, *, seed: int = 0
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str | Prompt,
+    config: SampleConfig | None = None,
+    *,
+    seed: int = 0,
 ) -> Iterator[str]:
     """Continue a prompt, yielding the text piece by piece as it is written.
 
@@ -87,13 +92,13 @@ def stream(
 def stream_tokens(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str | Prompt],
     config: SampleConfig | None = None,
     *,
     seed: int = 0,
     logprobs: int | None = None,
 ) -> Iterator[Token]:
-    """Continue one or several prompts, each config.n times, yielding each token as it is drawn.
+    """Continue one or several prompts, texts or lists of ids, each config.n times, token by token.
 
     A text ends at config.eos_id, by default the tokenizer's, and before the first of config.stop that is
     complete in the new text.  Bytes that make no whole character yet are held back, and so is what may
@@ -117,13 +122,13 @@ def stream_tokens(
     return _tokens(model, tokenizer, rows, config, seed, logprobs)
 
 
-def _encoded(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    if not prompt:
+def _encoded(tokenizer: Tokenizer, prompt: str | Prompt) -> Prompt:
+    if isinstance(prompt, str) and not prompt:
         raise ValueError(
             "The prompt is empty; give at least one character, for example a line break, after which the "
             "model starts anew."
         )
-    return tokenizer.encode(prompt)
+    return tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
 
 def _tokens(

@@ -16,19 +16,17 @@ import tiktoken
 from labkit.text.bpe import PATTERN, _ByteLevelTokenizer, _printable_bytes
 from labkit.text.tokenizer import END_OF_TEXT, Tokenizer, _refuse_surrogates
 
-# How a text is cut before anything is merged. The published patterns, written so that long runs cost
-# linear time and no stack: possessive, where `\s+(?!\S)` would go back by one.
+# How a text is cut before anything is merged: the published patterns, with possessive quantifiers where
+# going back could not help, so that long runs cost linear time.
 PATTERNS = {
     "gpt2": PATTERN,
     # Digits are cut out first, one by one, then GPT-2's pattern cuts what lies between them. So white
     # space before a digit stays whole, as it does at the end of a text.
-    "smollm": (
-        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++(?![^\s\p{N}])|(?:\s(?=\s))++|\s"
-    ),
+    "smollm": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++|\p{N}| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?![^\s\p{N}])|\s",
     # Contractions in either case, digits by threes, line breaks with the white space before them.
     "llama3": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-        r"|(?:[^\S\r\n]*+[\r\n]++)++|\s++$|(?:\s(?=\s))++|\s"
+        r"|\s*[\r\n]|\s++$|\s+(?!\S)|\s"
     ),
 }
 LARGEST_ID = 2**24
@@ -120,7 +118,7 @@ class PublishedTokenizer(_ByteLevelTokenizer):
         return self._special
 
     def _encode(self, text: str) -> np.ndarray:
-        if self._missing and any(byte in self._missing for byte in set(text.encode())):
+        if self._missing and len(text.encode().translate(None, self._missing)) < len(text.encode()):
             return self._encode_known_bytes(text)
         return self._ids[super()._encode(text)]
 

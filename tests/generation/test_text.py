@@ -259,6 +259,26 @@ def test_every_token_belongs_to_a_text_and_none_follows_its_last() -> None:
     assert ended == {0, 1, 2, 3}
 
 
+# Prompts
+
+
+def test_ids_in_place_of_a_text_continue_alike_also_side_by_side() -> None:
+    model, config = gpt(), SampleConfig(max_new_tokens=12, temperature=1.4, n=2)
+    texts = complete(model, TOKENIZER, ["cab", "abcab"], config, seed=3)
+    ids = [TOKENIZER.encode("cab"), TOKENIZER.encode("abcab")]
+    for prompts in (ids, ["cab", torch.tensor(ids[1])], [tuple(ids[0]), "abcab"]):
+        assert complete(model, TOKENIZER, prompts, config, seed=3) == texts
+        assert [t.number for t in stream_tokens(model, TOKENIZER, prompts, config)][:4] == [0, 1, 2, 3]
+    single = SampleConfig(max_new_tokens=12, temperature=1.4)
+    assert "".join(stream(model, TOKENIZER, ids[0], single, seed=3)) == texts[0].text
+
+
+@pytest.mark.parametrize("prompts", [[[]], [[1.5]], [3, 4], [[10**6]], [["a"]], [[[1], [2]]]])
+def test_prompts_that_are_no_ids_are_refused(prompts: Any) -> None:
+    with pytest.raises(ValueError, match="prompt|ids"):
+        complete(gpt(), TOKENIZER, prompts)
+
+
 # Log-probabilities
 
 
