@@ -275,7 +275,7 @@ def test_ids_in_place_of_a_text_continue_alike_also_side_by_side() -> None:
 
 @pytest.mark.parametrize("prompts", [[[]], [[1.5]], [3, 4], [[10**6]], [["a"]], [[[1], [2]]]])
 def test_prompts_that_are_no_ids_are_refused(prompts: Any) -> None:
-    with pytest.raises(ValueError, match="prompt|ids"):
+    with pytest.raises(ValueError, match=r"prompt|ids"):
         complete(gpt(), TOKENIZER, prompts)
 
 
