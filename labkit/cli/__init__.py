@@ -12,10 +12,12 @@ from labkit.cli.sample import sample
 from labkit.cli.setup import doctor, fetch
 from labkit.cli.sweep import sweep
 from labkit.cli.train import resume, train
+from labkit.cli.weights import export, import_model
 
 app = tyro.extras.SubcommandApp()
-for command in (fetch, doctor, encode, train, resume, sample, sweep):
+for command in (fetch, doctor, encode, train, resume, sample, sweep, export):
     app.command(command)
+app.command(import_model, name="import")
 app.command(runs, name="runs", help="List runs, show one, compare several, list checkpoints.")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
 
+from labkit.cli.models import open_model
 from labkit.cli.prompts import prompt_text
 from labkit.config import SampleConfig
 
@@ -53,7 +54,8 @@ def sample(
     The prompt comes from --prompt, from a file, or from a pipe: echo "ROMEO." | labkit sample
 
     Args:
-        run: A run's name or folder (`labkit runs`), or a folder of weights; else labkit's own model writes.
+        run: A run's name or folder (`labkit runs`), smollm2, a folder or file of weights, or a published
+            model's name; else labkit's own model writes.
         prompt: Text to continue; a line break when there is no prompt at all.
         prompt_file: File with the text to continue, - for standard input; a last line break is left out.
         interactive: Ask for prompts, one after another; settings can be changed in between.
@@ -126,11 +128,10 @@ def _begin(prompt: str, number: int, n: int, seed: int) -> None:
 
 
 def _load(run: str | None) -> tuple[GPT, Tokenizer]:
-    from labkit.training import Run
-    from labkit.weights import load_pretrained
-
-    if run is None:
-        return load_pretrained()
-    if (Path(run) / "model.safetensors").is_file():
-        return load_pretrained(run)
-    return Run.open(run).load()
+    model, tokenizer = open_model(run or "shipped")
+    if tokenizer is None:
+        raise ValueError(
+            f"sample: {run} has no tokenizer that labkit reads. Put the model's tokenizer.json, or its "
+            "vocab.json and merges.txt, beside the weights."
+        )
+    return model, tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from labkit.text import (
     load_token_sequences,
     open_shards,
 )
-from labkit.training.checkpoint import load_weights
+from labkit.training.checkpoint import CheckpointInfo, load_weights, save_checkpoint
 from labkit.training.runs import Run
 from labkit.training.trainer import Trainer, TrainingData
 
@@ -85,6 +86,25 @@ def rebuild_trainer(run: Run, device: str | None = None) -> Trainer:
             f"{run.path / 'config.json'} is damaged, or of another version of labkit ({error}). "
             "Put back a copy of it."
         ) from error
+
+
+def import_run(model: GPT, tokenizer: Tokenizer, name: str, source: str) -> Run:
+    """A run whose only checkpoint, of step 0, is a model from elsewhere: to write with, and to begin from.
+
+    source: where it is from, for the record.
+    """
+    run = Run.create(name)
+    folder = run.checkpoints_path / f"step-{0:08d}"
+    try:
+        tokenizer.save(run.path / "tokenizer.json")
+        run.keep(CheckpointInfo(save_checkpoint(folder, model, 0), 0, None), keep_last=1)
+        parameters = model.num_parameters()
+        shape = {"model": as_dict(model.config), "tokenizer": tokenizer.fingerprint, "parameters": parameters}
+        run.write_config({**shape, "imported_from": source, "source": None, "total_steps": 0})
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return run
 
 
 def load_data(

@@ -4,6 +4,7 @@ from labkit.weights.gpt2 import load_gpt2, save_gpt2
 from labkit.weights.llama import load_llama, save_llama
 from labkit.weights.mapping import LoadedModel, assign
 from labkit.weights.pretrained import PRETRAINED, load_pretrained
+from labkit.weights.sources import load_model
 
 __all__ = [
     "PRETRAINED",
@@ -11,6 +12,7 @@ __all__ = [
     "assign",
     "load_gpt2",
     "load_llama",
+    "load_model",
     "load_pretrained",
     "save_gpt2",
     "save_llama",
