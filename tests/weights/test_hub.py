@@ -252,6 +252,21 @@ def test_an_incomplete_copy_is_no_copy(hub: FakeHub, lost: str) -> None:
     assert contents(folder) == hub.models[REPO]
 
 
+def test_a_broken_index_of_another_program_is_no_copy(hub: FakeHub) -> None:
+    hub.models[REPO] = {"config.json": CONFIG, "model.safetensors.index.json": b"{"}
+    for file in hub.models[REPO]:
+        file_download.hf_hub_download(REPO, file)
+    assert cached(REPO) is None
+
+
+def test_the_folder_is_right_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "cache")
+    folder = download(REPO)
+    monkeypatch.chdir("/")
+    assert (folder / "config.json").read_bytes() == CONFIG
+
+
 # ---- no network
 
 
@@ -313,6 +328,14 @@ def test_without_a_server_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPa
         use(closed, monkeypatch)
     with pytest.raises(AssetError, match=r"refused\nWhat to do: check the network .*\nBy hand: .*"):
         download(REPO)
+
+
+def test_a_server_that_says_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(AssetError, match=r"It said: ReadTimeout"):
+            download(REPO)
 
 
 # ---- interrupted
@@ -452,6 +475,16 @@ def test_damage_before_a_cut_is_found_too(hub: FakeHub) -> None:
     with pytest.raises(ValueError, match="arrived with checksum"):
         download(REPO)
     assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_damage_is_not_hidden_by_an_old_version(hub: FakeHub) -> None:
+    old = download(REPO)
+    hub.commit = COMMIT[::-1]
+    hub.models[REPO]["model.safetensors"] = WEIGHTS[::-1]
+    hub.damaged["model.safetensors"] = WEIGHTS
+    with pytest.raises(ValueError, match="arrived with checksum"):
+        download(REPO)
+    assert cached(REPO) == old
 
 
 def test_checksums_are_computed_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
