@@ -161,9 +161,12 @@ def _load_smollm2() -> LoadedModel:
 
     def unpacked() -> LoadedModel | None:
         try:
-            return _load_published(folder) if made_from.read_text(encoding="utf-8") == digest else None
+            if made_from.read_text(encoding="utf-8") != digest:
+                return None
+            loaded = _load_published(folder)
         except (OSError, ValueError):
             return None
+        return loaded if loaded.tokenizer else None
 
     if loaded := unpacked():
         return loaded
@@ -214,7 +217,7 @@ def _published_config(file: Path) -> dict[str, Any]:
         str(file),
         {
             "hidden_act": (found.get("hidden_act", "silu"), ("silu", "swish")),
-            "head_dim": (found.get("head_dim"), (None, head_dim)),
+            "head_dim": (found.get("head_dim"), (None, head_dim or found.get("head_dim"))),
             "rope_type": (rope.get("rope_type", rope.get("type")), (None, "default")),
             "partial_rotary_factor": (partial, (None, 1)),
             "sliding_window": (found.get("sliding_window"), (None,)),
