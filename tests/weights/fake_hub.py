@@ -5,12 +5,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from huggingface_hub import constants
+
+REPO = "somebody/small-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = b'{"model_type": "gpt2"}\n'
+WEIGHTS = random.Random(3).randbytes(100_003)
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
 class Request(NamedTuple):
@@ -166,3 +175,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         return self._send(status, headers, body)
+
+
+def index(*files: object) -> bytes:
+    """An index in which each parameter lies in the next of the files."""
+    places = {f"h.{i}.weight": file for i, file in enumerate(files)}
+    return json.dumps({"metadata": {}, "weight_map": places}).encode()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def use(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the library ask this hub, although it reads HF_ENDPOINT only when imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
