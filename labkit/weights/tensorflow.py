@@ -188,7 +188,7 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """
     end = start + size
     where = f"has a block of {size} bytes at byte {start} that"
-    _need(size >= 4 and end + 5 <= len(data), f"{where} does not fit into {len(data)}. {_DAMAGED}")
+    _need(end + 5 <= len(data), f"{where} does not fit into {len(data)}. {_DAMAGED}")
     checksum = int.from_bytes(data[end + 1 : end + 5], "little")
     _need(checksum == _masked_crc32c(data[start : end + 1]), f"{where} fails its checksum. {_DAMAGED}")
     _need(data[end] == 0, f"{where} is compressed. Save the checkpoint anew with TensorFlow's own Saver.")

@@ -26,6 +26,7 @@ PUBLISHED = FIXTURES / "gpt2_tensorflow"
 TRAINING = FIXTURES / "training_tensorflow"
 VALUES = dict(np.load(FIXTURES / "gpt2_tensorflow.npz"))
 DATA = "model.ckpt.data-00000-of-00001"
+INDEX = "model.ckpt.index"
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_the_form_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
     (tmp_path / "checkpoints").mkdir()
     assert not is_tf_checkpoint(tmp_path)
-    (tmp_path / "model.ckpt.index").touch()
+    (tmp_path / INDEX).touch()
     assert is_tf_checkpoint(tmp_path), "so that the error says what is missing"
 
 
@@ -221,7 +222,10 @@ WRONG: dict[str, tuple[dict[bytes, bytes], str]] = {
         {b"": header(), b"model/ln_f/g": entry([15], 0, 60), b"model/ln_f/w": entry([15], 0, 60)},
         "is a second ln_f.weight",
     ),
-    "a number without an end": ({b"": header(), b"model/wte": b"\x08" + b"\xff" * 30}, "without an end"),
+    "a number without an end": (
+        {b"": header(), b"model/wte": b"\x08" + b"\xff" * 30 + b"\1"},
+        "without an end",
+    ),
     "a field without an end": ({b"": header(), b"model/wte": b"\x12\xff\xff\x03"}, "ends outside"),
     "a field of another kind": ({b"": header(), b"model/wte": b"\x0b"}, "field of kind 3"),
     "a very long name": (one(5, 3) | {b"model/" + b"x" * 500: entry([15], 0, 60)}, "too long"),
@@ -231,25 +235,34 @@ WRONG: dict[str, tuple[dict[bytes, bytes], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_index_is_a_clear_error(folder: Path, what: str) -> None:
     pairs, words = WRONG[what]
-    write_index(folder / "model.ckpt.index", pairs)
-    fails(folder, "model.ckpt.index", words)
+    write_index(folder / INDEX, pairs)
+    fails(folder, INDEX, words)
 
 
 def test_the_index_written_here_is_a_right_one_otherwise(folder: Path) -> None:
-    write_index(folder / "model.ckpt.index", one(5, 3, offset=8))
+    write_index(folder / INDEX, one(5, 3, offset=8))
     expected = np.frombuffer((folder / DATA).read_bytes()[8:68], "<f4").reshape(5, 3)
     np.testing.assert_array_equal(read_tf_checkpoint(folder)["wte.weight"].numpy(), expected)
 
 
 def test_a_compressed_index_is_a_clear_error(folder: Path) -> None:
-    write_index(folder / "model.ckpt.index", one(5, 3), kind=1)
-    fails(folder, "model.ckpt.index", "is compressed", "anew")
+    write_index(folder / INDEX, one(5, 3), kind=1)
+    fails(folder, INDEX, "is compressed", "anew")
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 2**62), (2**63, 8), (870, 8), (916, 2)])
+def test_a_block_outside_the_index_is_a_clear_error(folder: Path, start: int, size: int) -> None:
+    whole = (folder / INDEX).read_bytes()
+    footer = (varint(0) * 2 + varint(start) + varint(size)).ljust(40, b"\0") + _MAGIC
+    (folder / INDEX).write_bytes(whole[:-48] + footer)
+    outside = start + size + 5 > len(whole)
+    fails(folder, INDEX, "does not fit into 922" if outside else "fails its checksum")
 
 
 def test_one_block_listed_thousands_of_times_is_not_read_so_often(folder: Path) -> None:
     pairs = {b"": header()} | {b"model/%05d" % i: entry([5, 3], 0, 60) for i in range(3_000)}
-    write_index(folder / "model.ckpt.index", pairs, times=5_000)
-    fails(folder, "model.ckpt.index", "begins inside another")
+    write_index(folder / INDEX, pairs, times=5_000)
+    fails(folder, INDEX, "begins inside another")
 
 
 def test_the_largest_index_of_the_longest_names_is_read_in_time(folder: Path) -> None:
@@ -261,11 +274,8 @@ def test_the_largest_index_of_the_longest_names_is_read_in_time(folder: Path) ->
     data = body + _masked_crc32c(body).to_bytes(4, "little")
     index = block({b"z": varint(0) + varint(len(data) - 5)})
     footer = varint(0) * 2 + varint(len(data)) + varint(len(index) - 5)
-    (folder / "model.ckpt.index").write_bytes(data + index + footer.ljust(40, b"\0") + _MAGIC)
-    fails(folder, "model.ckpt.index", "TensorFlow's type 0")
-
-
-INDEX = "model.ckpt.index"
+    (folder / INDEX).write_bytes(data + index + footer.ljust(40, b"\0") + _MAGIC)
+    fails(folder, INDEX, "TensorFlow's type 0")
 
 
 def naming(text: str) -> Callable[[Path], object]:
@@ -298,7 +308,7 @@ def test_a_wrong_folder_is_a_clear_error(folder: Path, what: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-@pytest.mark.parametrize("file", ["checkpoint", "model.ckpt.index", DATA])
+@pytest.mark.parametrize("file", ["checkpoint", INDEX, DATA])
 def test_a_pipe_is_not_waited_for(folder: Path, file: str) -> None:
     (folder / file).unlink()
     os.mkfifo(folder / file)
@@ -306,24 +316,24 @@ def test_a_pipe_is_not_waited_for(folder: Path, file: str) -> None:
 
 
 def test_an_index_cut_anywhere_is_a_clear_error(folder: Path) -> None:
-    whole = (folder / "model.ckpt.index").read_bytes()
+    whole = (folder / INDEX).read_bytes()
     for length in range(len(whole)):
-        (folder / "model.ckpt.index").write_bytes(whole[:length])
-        fails(folder, "model.ckpt.index")
+        (folder / INDEX).write_bytes(whole[:length])
+        fails(folder, INDEX)
 
 
 def test_a_flipped_bit_of_the_index_is_an_error_or_changes_nothing(folder: Path) -> None:
-    whole = (folder / "model.ckpt.index").read_bytes()
+    whole = (folder / INDEX).read_bytes()
     errors = 0
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
-        (folder / "model.ckpt.index").write_bytes(damaged)
+        (folder / INDEX).write_bytes(damaged)
         try:
             tensors = read_tf_checkpoint(folder)
         except ValueError:
             errors += 1
-            fails(folder, "model.ckpt.index")
+            fails(folder, INDEX)
         else:
             assert_published_values(tensors)
     unused = 8 + 5 + 48  # a block about other tables, its end, and the footer with its padding
@@ -339,7 +349,7 @@ def test_any_change_under_a_right_checksum_is_an_error_or_a_tensor_inside_the_fi
         for _ in range(generator.choice((1, 1, 2, 8))):
             part = generator.choice(pairs)
             part[generator.randrange(len(part))] = generator.randrange(256)
-        write_index(folder / "model.ckpt.index", {b"": bytes(pairs[0]), bytes(pairs[1]): bytes(pairs[2])})
+        write_index(folder / INDEX, {b"": bytes(pairs[0]), bytes(pairs[1]): bytes(pairs[2])})
         try:
             tensors = read_tf_checkpoint(folder)
         except ValueError:
