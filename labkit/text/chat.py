@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from labkit.text.tokenizer import Tokenizer
 
@@ -64,8 +64,12 @@ def _message(tokenizer: Tokenizer, number: int, message: Any) -> dict[str, str]:
 
 
 def _render(template: str, messages: list[dict[str, str]], tokens: Mapping[str, str]) -> str:
-    from jinja2.exceptions import TemplateError
+    from jinja2.exceptions import SecurityError, TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
+            raise SecurityError(f"it reaches for {attribute!r}")  # Jinja's own would print nothing
 
     def refuse(reason: str) -> None:
         raise TemplateError(reason)
@@ -73,9 +77,7 @@ def _render(template: str, messages: list[dict[str, str]], tokens: Mapping[str, 
     def tojson(value: Any, **layout: Any) -> str:
         return json.dumps(value, **{"ensure_ascii": False} | layout)
 
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     sandbox.globals["raise_exception"] = refuse
     sandbox.filters["tojson"] = tojson  # Jinja's own writes for HTML
     pieces, size = [], 0

@@ -30,6 +30,8 @@ PATTERNS = {
     ),
 }
 LARGEST_ID = 2**24
+LONGEST_PIECE = 1024
+WAY_OUT = "The model itself can be loaded without it, and given ids instead of text."
 Merge = tuple[str, str]
 
 
@@ -77,8 +79,13 @@ class PublishedTokenizer(_ByteLevelTokenizer):
                 raise ValueError(
                     f"published: {role}={token!r} is none of the special tokens {list(special)[:8]}."
                 )
-        self.vocabulary = {piece: i for piece, i in vocabulary.items() if piece not in special}
         self.merges = [(left, right) for left, right in merges]
+        joined = {left + right for left, right in self.merges}
+        self.vocabulary = {
+            piece: i
+            for piece, i in vocabulary.items()
+            if piece not in special or piece in joined or len(piece) == 1
+        }
         self.pattern, self.ignore_merges = pattern, ignore_merges
         self.eos, self.bos, self.chat_template = eos, bos, chat_template
         self._special = dict(sorted(special.items(), key=lambda item: item[1]))
@@ -165,8 +172,10 @@ def _check_vocabulary(vocabulary: Mapping[str, int], special: Mapping[str, int])
             raise ValueError(f"published: {piece!r} has id {token_id!r}; expected 0 .. {LARGEST_ID - 1}.")
         if taken.setdefault(token_id, piece) != piece:
             raise ValueError(f"published: id {token_id} stands for both {taken[token_id]!r} and {piece!r}.")
-        if piece == "":
-            raise ValueError(f"published: id {token_id} stands for the empty text.")
+        if not 0 < len(piece) <= LONGEST_PIECE:
+            raise ValueError(
+                f"published: id {token_id} stands for {len(piece)} letters; expected 1 to {LONGEST_PIECE}."
+            )
     for token, token_id in special.items():
         _refuse_surrogates(token, "published")
         if vocabulary.get(token, token_id) != token_id:
@@ -182,29 +191,40 @@ def _ranks(vocabulary: Mapping[str, int], merges: list[Merge], ignore_merges: bo
     piece's merges, any two neighbours with the piece's bytes, in whatever text, are the two of that merge:
     had they come about otherwise, they would have in the piece's own text too. So the rank of that merge
     is the piece's, other merges of it never happen, and a piece without such a merge is never made.
+
+    That needs merges of pieces that earlier merges made. Files made from tiktoken's have others too, and
+    pieces that no merge makes, but list every way to make a piece, one after the other: what tiktoken does.
     """
-    order = {pair: rank for rank, pair in reversed(list(enumerate(merges)))}
+    order = {pair: rank for rank, pair in enumerate(merges)}
+    if len(order) < len(merges):
+        raise ValueError("published: a merge is listed twice.")
     made: dict[str, tuple[int, str, str]] = {}
+    first: dict[str, int] = {}
+    in_order = True
     for rank, (left, right) in enumerate(merges):
         if missing := [piece for piece in (left, right, left + right) if piece not in vocabulary]:
             raise ValueError(
                 f"published: merge {rank} ({left!r}, {right!r}) needs {missing[0]!r}, which is not in the "
                 "vocabulary."
             )
+        in_order = in_order and all(len(part) == 1 or part in first for part in (left, right))
+        first.setdefault(left + right, rank)
         if left + right not in made and _happens(left, right, rank, made, order):
             made[left + right] = (rank, left, right)
-    ranks = {piece: rank for piece, (rank, _, _) in made.items()}
-    if ignore_merges:  # then tiktoken has to know every piece
-        for number, piece in enumerate(vocabulary, start=len(merges)):
-            if piece not in ranks and len(piece) > 1:
-                cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
-                known = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
-                if unlisted := [cut for cut in known if cut not in order]:
-                    raise UnsupportedTokenizerError(
-                        f"published: no merges lead to the piece {piece!r}, and {unlisted[0]} is no merge."
-                    )
-                ranks[piece] = min((order[cut] for cut in known), default=number)
-    return ranks
+    whole = [piece for piece in vocabulary if len(piece) > 1] if ignore_merges else []
+    if in_order and all(piece in made for piece in whole):
+        return {piece: rank for piece, (rank, _, _) in made.items()}
+    if not ignore_merges:
+        raise UnsupportedTokenizerError(f"published: a merge needs what only later merges make. {WAY_OUT}")
+    for piece in whole:
+        cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
+        ways = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
+        if {order.get(way, -1) - first.get(piece, 0) for way in ways} != set(range(len(ways))):
+            raise UnsupportedTokenizerError(
+                f"published: the piece {piece!r} can be made in {len(ways)} ways, which are not all merges, "
+                f"one after the other; labkit cannot promise the same ids. {WAY_OUT}"
+            )
+    return first | {piece: len(merges) + i for i, piece in enumerate(whole) if piece not in first}
 
 
 def _happens(
@@ -216,7 +236,7 @@ def _happens(
     would have been merged before. Of equal ranks the leftmost is merged first.
     """
     never = (-1, "", "")
-    if any(len(piece) > 1 and made.get(piece, (rank,))[0] >= rank for piece in (left, right)):
+    if any(len(piece) > 1 and piece not in made for piece in (left, right)):
         return False
     while True:
         last_left, last_right = made.get(left, never), made.get(right, never)

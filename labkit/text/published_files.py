@@ -10,7 +10,7 @@ from typing import Any
 
 from labkit.text.assets import AssetError
 from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, _printable_bytes
-from labkit.text.published import PublishedTokenizer, UnsupportedTokenizerError
+from labkit.text.published import WAY_OUT, PublishedTokenizer, UnsupportedTokenizerError
 from labkit.text.tokenizer import END_OF_TEXT, FORMAT, CharTokenizer, Tokenizer, load_tokenizer
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -32,7 +32,6 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
 }
 GGUF_PATTERNS = {"gpt-2": "gpt2", "smollm": "smollm", "llama-bpe": "llama3"}
 GPT2_FILES = ("vocab.json", "merges.txt")
-LABELS = "the model itself can be loaded without it, and given ids instead of text."
 
 
 def load_published_tokenizer(folder: str | Path) -> Tokenizer | None:
@@ -57,7 +56,7 @@ def load_published_tokenizer(folder: str | Path) -> Tokenizer | None:
             return _as_own(_read_gpt2_files(vocabulary, merges, _settings(folder)))
     if found := [name for name in ("tokenizer.model", *GPT2_FILES) if (folder / name).is_file()]:
         raise UnsupportedTokenizerError(
-            f"{folder}: has {found[0]}, but neither tokenizer.json nor {' and '.join(GPT2_FILES)}; {LABELS}"
+            f"{folder}: has {found[0]}, but neither tokenizer.json nor {' and '.join(GPT2_FILES)}. {WAY_OUT}"
         )
     return None
 
@@ -72,7 +71,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> PublishedTokenizer:
         if kind != "gpt2" or pre not in GGUF_PATTERNS:
             raise UnsupportedTokenizerError(
                 f"the tokenizer is of model {kind!r} with pre {pre!r}; labkit reads model 'gpt2' with pre "
-                f"{', '.join(GGUF_PATTERNS)}; {LABELS}"
+                f"{', '.join(GGUF_PATTERNS)}. {WAY_OUT}"
             )
         tokens = metadata["tokenizer.ggml.tokens"]
         types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
@@ -124,7 +123,7 @@ def _read_tokenizer(content: dict[str, Any], folder: Path) -> PublishedTokenizer
     if unsupported := [need for need, present in needs.items() if present]:
         raise UnsupportedTokenizerError(
             f"the tokenizer needs {', '.join(unsupported)}; labkit reads byte-level BPE cut as in "
-            f"{', '.join(PRE_TOKENIZERS)}; {LABELS}"
+            f"{', '.join(PRE_TOKENIZERS)}. {WAY_OUT}"
         )
     assert pattern is not None
     special: dict[str, int] = {}
@@ -140,7 +139,7 @@ def _read_gpt2_files(vocabulary: Path, merges: Path, settings: Mapping[str, Any]
     if not str(kind).startswith("GPT2Tokenizer") or settings.get("add_prefix_space"):
         raise UnsupportedTokenizerError(
             f"belongs to a {kind} with add_prefix_space={settings.get('add_prefix_space')}; without a "
-            f"tokenizer.json labkit reads GPT2Tokenizer without it only; {LABELS}"
+            f"tokenizer.json labkit reads GPT2Tokenizer without it only. {WAY_OUT}"
         )
     lines = [line for line in _read_text(merges).split("\n") if line and not line.startswith("#version")]
     special = {token["content"]: int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
