@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from labkit.config import GPTConfig
 from labkit.model import GPT, evaluating
@@ -118,8 +119,19 @@ class LoadedModel(NamedTuple):
 
 def empty_model(config: GPTConfig) -> GPT:
     """A GPT of shapes only, whose parameters take no memory until `assign` gives them."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialValues():
         return GPT(config).eval()
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Shapes have no values; asking a meta tensor for random ones would import PyTorch's compiler first."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **kwargs or {})
 
 
 def check_sizes(shape: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -140,13 +152,15 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
 
     Raises ValueError, saying what to look for, for an unknown name, another shape, or no floating point.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    if name not in parameters:
-        close = difflib.get_close_matches(name, parameters, n=3)
+    try:
+        parameter = model.get_parameter(name)
+    except AttributeError as error:
+        names = [each for each, _ in model.named_parameters()]
+        close = ", ".join(difflib.get_close_matches(name, names, n=3)) or "none"
         raise ValueError(
-            f"assign: the model has no parameter {name!r}. Close to it: {', '.join(close) or '-'}."
-        )
-    expected, provided = tuple(parameters[name].shape), tuple(tensor.shape)
+            f"assign: the model has no parameter {name!r}. Names close to it: {close}."
+        ) from error
+    expected, provided = tuple(parameter.shape), tuple(tensor.shape)
     if provided != expected:
         raise ValueError(
             f"assign: {name} has shape {expected}, but the tensor has {provided}. "
@@ -154,9 +168,8 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
         )
     if not tensor.is_floating_point():
         raise ValueError(f"assign: {name} needs floating-point numbers, but the tensor holds {tensor.dtype}.")
-    owner, _, leaf = name.rpartition(".")
-    value = nn.Parameter(tensor.detach().to(parameters[name].dtype), parameters[name].requires_grad)
-    setattr(model.get_submodule(owner), leaf, value)
+    value = nn.Parameter(tensor.detach().to(parameter.dtype), parameter.requires_grad)
+    torch.utils.swap_tensors(parameter, value)  # in place, so that a tied head stays tied
 
 
 def _hint(name: str, expected: tuple[int, ...], provided: tuple[int, ...]) -> str:
@@ -210,8 +223,6 @@ def load_into(
             f"{source}: is not the model that its configuration describes. "
             f"Missing: {_some(missing)}. Not known: {_some(unknown)}."
         )
-    if model.config.tie_weights:
-        model.head.weight = model.token_embedding.weight
     _check_finite(model, source)
     return Report(rows, left_out)
 

@@ -280,3 +280,6 @@ def test_assign_names_the_parameter_and_what_is_close_to_it() -> None:
     assign(model, "blocks.0.mlp.up.weight", torch.full((32, 8), 0.5, dtype=torch.bfloat16))
     assert model.blocks[0].mlp.up.weight.dtype == torch.float32
     assert model.blocks[0].mlp.up.weight.sum() == 128
+    assign(model, "token_embedding.weight", torch.ones(7, 8))
+    assert model.head.weight is model.token_embedding.weight
+    assert not model.head.weight.is_meta
