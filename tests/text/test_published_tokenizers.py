@@ -50,7 +50,8 @@ TEXTS = [
     "", " ", "\n", "  ", "Hello, world!", "   leading and  double   spaces ",
     "1", " 1", "  1", "   12  34 ", "a1b22c333", "1\n2\n\n 3\t\t4", "\n\n1", " \n 1", "x  1",
     "x  y", "1 ", "1  ",
-    "1  a", "1\u00a02", "3.14159 1,000,000 -7 +8e9", "½ ² Ⅻ ٣٤ 一二 ௧", " ½  ² ", "v2.0-rc1", "'1's '2", "0x1F",
+    "1  a", "1\u00a02", "3.14159 1,000,000 -7 +8e9", "½ ² Ⅻ ٣٤ 一二 ௧",
+    " ½  ² ", "v2.0-rc1", "'1's '2", "0x1F",
     "don't you'll we've I'm he'd it's 'S 'LL", "'s't're've'm'll'd", "' s", "''s", "can't1't",
     "naïve façade, Ærøskøbing, ἀρχή, Привет", "日本語とか한국어 中文", "مرحبا بالعالم שלום",
     "emoji 😀👩‍👩‍👧‍👦🇩🇪❤️", "cafe\u0301 (combining)", "\u0301", " \u0301a", "1\u03012",
@@ -415,6 +416,16 @@ def test_a_published_tokenizer_comes_back_from_labkits_own_file(
         assert back.encode("1 zqzqzq <|im_end|>") == tokenizer.encode("1 zqzqzq <|im_end|>")
         assert back.chat_template == tokenizer.chat_template
         assert (back.eos_id, back.vocab_size) == (tokenizer.eos_id, tokenizer.vocab_size)
+
+
+def test_of_two_special_tokens_the_longer_is_meant() -> None:
+    tokens = ["<s>", "<s>>", ">", *small_metadata()["tokenizer.ggml.tokens"]]
+    types = [4, 3, 1, *small_metadata()["tokenizer.ggml.token_type"]]
+    del tokens[tokens.index(">", 3)], types[-1]
+    tokenizer = tokenizer_from_gguf(small_metadata(**{"ggml.tokens": tokens, "ggml.token_type": types}))
+    assert tokenizer.encode("<s>><s>>>", allow_special=True) == [1, 1, 2]
+    assert tokenizer.encode("<s><s>", allow_special=True) == [0, 0]
+    assert not {0, 1} & set(tokenizer.encode("<s>><s>"))
 
 
 def test_another_template_is_the_same_vocabulary_and_other_merges_are_not() -> None:
