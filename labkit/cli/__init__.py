@@ -17,7 +17,7 @@ from labkit.cli.weights import export, import_model
 app = tyro.extras.SubcommandApp()
 for command in (fetch, doctor, encode, train, resume, sample, sweep, export):
     app.command(command)
-app.command(import_model, name="import")
+app.command(name="import")(import_model)
 app.command(runs, name="runs", help="List runs, show one, compare several, list checkpoints.")
 
 

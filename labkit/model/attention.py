@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from labkit.config import GPTConfig
 from labkit.model.cache import LayerCache
-from labkit.model.positions import RotaryPositions
+from labkit.model.positions import RotaryPositions, build_rotary
 
 
 class CausalSelfAttention(nn.Module):
     """Every position gathers values from itself and earlier positions, in several heads at once.
 
     x: (batch, seq, d_model); returns the same shape. With n_kv_heads below n_heads, groups of query heads
-    share one key/value head.
+    share one key/value head.  rotary: tables that layers share; the layer's own when not given.
     Source: Vaswani et al. (2017), equation 1; grouped queries: Ainslie et al. (2023).
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, rotary: RotaryPositions | None = None) -> None:
         super().__init__()
         self.head_dim = config.head_dim
         self.attention_dropout = config.attention_dropout
@@ -28,11 +28,7 @@ class CausalSelfAttention(nn.Module):
         self.key = nn.Linear(config.d_model, kv_dim, bias=config.qkv_bias)
         self.value = nn.Linear(config.d_model, kv_dim, bias=config.qkv_bias)
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
-        self.rotary = (
-            RotaryPositions(config.context_length, config.head_dim, config.rope_base)
-            if config.positions == "rotary"
-            else None
-        )
+        self.rotary = rotary or build_rotary(config)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, seq, heads * head_dim) to (batch, heads, seq, head_dim)."""

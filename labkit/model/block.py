@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from labkit.config import GPTConfig
 from labkit.model.attention import CausalSelfAttention
 from labkit.model.cache import LayerCache
+from labkit.model.positions import RotaryPositions
 
 
 def build_norm(config: GPTConfig) -> nn.Module:
@@ -46,14 +47,14 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward; each reads a normalised copy and adds to the residual stream.
 
-    x: (batch, seq, d_model); returns the same shape.
+    x: (batch, seq, d_model); returns the same shape.  rotary: as for `CausalSelfAttention`.
     Source: pre-norm order of Radford et al. (2019), section 2.3; analysed by Xiong et al. (2020).
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, rotary: RotaryPositions | None = None) -> None:
         super().__init__()
         self.norm1 = build_norm(config)
-        self.attention = CausalSelfAttention(config)
+        self.attention = CausalSelfAttention(config, rotary)
         self.norm2 = build_norm(config)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)

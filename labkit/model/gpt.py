@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from labkit.config import GPTConfig
 from labkit.model.block import Block, build_norm
 from labkit.model.cache import KVCache
-from labkit.model.positions import LearnedPositions, SinusoidalPositions
+from labkit.model.positions import LearnedPositions, SinusoidalPositions, build_rotary
 
 
 class GPT(nn.Module):
@@ -52,9 +52,8 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.activation_checkpointing = False
         """While training, keep only each block's input and compute the rest again (Chen et al., 2016)."""
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        for block in self.blocks:
-            block.attention.rotary = self.blocks[0].attention.rotary  # one table serves every layer
+        rotary = build_rotary(config)  # one table serves every layer
+        self.blocks = nn.ModuleList(Block(config, rotary) for _ in range(config.n_layers))
         self.norm = build_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_weights:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from labkit.config import GPTConfig
+
 
 def _rows(table: Tensor, seq: int, start: int | Tensor) -> Tensor:
     """seq rows of the table from start on: (seq, features), or (batch, seq, features) where starts differ."""
@@ -90,3 +92,10 @@ class RotaryPositions(nn.Module):
         first, second = x.chunk(2, dim=-1)
         turned = torch.cat([-second, first], dim=-1)
         return x * cos + turned * sin
+
+
+def build_rotary(config: GPTConfig) -> RotaryPositions | None:
+    """The rotary positions of a model, if it has such."""
+    if config.positions != "rotary":
+        return None
+    return RotaryPositions(config.context_length, config.head_dim, config.rope_base)

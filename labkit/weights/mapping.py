@@ -63,8 +63,9 @@ class Rule:
 
     def to_theirs(self, pieces: Sequence[Tensor], head_dim: int) -> Tensor:
         """The published tensor, contiguous, from our tensors."""
-        joined = torch.cat([_pairs(p, head_dim, neighbours=True) if self.interleaved else p for p in pieces])
-        return (joined.mT if self.transpose else joined).contiguous()
+        pieces = [_pairs(p, head_dim, neighbours=True) if self.interleaved else p for p in pieces]
+        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return (joined.mT if self.transpose and joined.ndim > 1 else joined).contiguous()
 
     def operation(self, part: int) -> str:
         """What is done to the published tensor to get our tensor number `part`."""
