@@ -203,6 +203,8 @@ def test_threads_are_set(sample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (["first", "--prompt", "a", "--prompt-file", "b"], "sample: give --prompt or --prompt-file, not"),
         (["first", "--prompt-file", "no/such.txt"], f"sample: {Path('no/such.txt')} cannot be read (No such"),
         (["first", "--interactive", "--prompt", "a"], "sample: --interactive asks for prompts; leave"),
+        (["first", "--interactive", "--chat"], "sample: --chat answers one message; leave --interactive out"),
+        (["first", "--chat", "--prompt", "a"], "the characters tokenizer has no chat template"),
         (["first", "--seed", "-1"], "sample: seed=-1 must be from 0 to 9223372036854775807."),
         (["first", "--seed", str(2**63)], "sample: seed=9223372036854775808 must be from 0 to"),
         (["first", "--threads", "0"], "sample: threads=0 must be at least 1."),

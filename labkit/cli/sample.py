@@ -45,6 +45,7 @@ def sample(
     prompt: Text = None,
     prompt_file: File = None,
     interactive: Switch = False,
+    chat: Switch = False,
     seed: int = 0,
     device: Text = None,
     threads: Number = None,
@@ -59,6 +60,8 @@ def sample(
         prompt: Text to continue; a line break when there is no prompt at all.
         prompt_file: File with the text to continue, - for standard input; a last line break is left out.
         interactive: Ask for prompts, one after another; settings can be changed in between.
+        chat: The prompt is a message to a model made for conversations (labkit sample smollm2 --chat); print
+            the answer alone.
         seed: The same seed gives the same text; text i of --n draws with seed + i - 1.
         device: cpu, cuda or mps; the best there is when not given.
         threads: CPU threads; PyTorch's choice when not given.
@@ -66,6 +69,8 @@ def sample(
     config = SampleConfig(**vars(settings))
     if interactive and (prompt is not None or prompt_file is not None):
         raise ValueError("sample: --interactive asks for prompts; leave --prompt and --prompt-file out.")
+    if interactive and chat:
+        raise ValueError("sample: --chat answers one message; leave --interactive out.")
     text = "" if interactive else prompt_text(prompt, prompt_file)
     if threads is not None and threads < 1:
         raise ValueError(f"sample: threads={threads} must be at least 1.")
@@ -83,22 +88,28 @@ def sample(
             from labkit.cli.interactive import converse
 
             return converse(model, tokenizer, config, seed)
-        write(model, tokenizer, text, config, seed)
+        write(model, tokenizer, text, config, seed, chat=chat)
     except BrokenPipeError:  # whoever read has seen enough; a second complaint at exit is avoided
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def write(model: GPT, tokenizer: Tokenizer, prompt: str, settings: SampleConfig, seed: int) -> None:
+def write(
+    model: GPT, tokenizer: Tokenizer, prompt: str, settings: SampleConfig, seed: int, *, chat: bool = False
+) -> None:
     """Print prompt and continuation as it is written; settings.n of them one after another.
 
+    chat: the prompt is a message, and only the answer is printed.
     All are written at once; the first that is not finished is shown as it grows.
     """
     from labkit.generation import stream_tokens
+    from labkit.text import encode_chat
 
+    begin = encode_chat(tokenizer, [{"role": "user", "content": prompt}]) if chat else prompt
+    prompt = "" if chat else prompt
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tokens = stream_tokens(model, tokenizer, [prompt], settings, seed=seed)
+        tokens = stream_tokens(model, tokenizer, [begin], settings, seed=seed)
     for warning in caught:
         message = str(warning.message).removeprefix("generate: ").replace("prompt 0", "the prompt")
         print(f"Note: {message}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from torch import Tensor
 from labkit.config import GPTConfig
 from labkit.model import GPT
 from labkit.text import GPT2Tokenizer, Tokenizer, load_published_tokenizer
+from labkit.weights.checks import check_sizes, fitting_tokenizer
 from labkit.weights.files import read_json, read_tensors, write_model
 from labkit.weights.hub import download
-from labkit.weights.mapping import LoadedModel, Rule, check_sizes, collect, empty_model, load_into
+from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
 from labkit.weights.tensorflow import is_tf_checkpoint, read_tf_checkpoint
 
 _ATTENTION = "blocks.{i}.attention."
@@ -76,7 +76,12 @@ def load_gpt2(source: str | Path) -> LoadedModel:
         tensors.pop("lm_head.weight", None)
     model = empty_model(config)
     report = load_into(model, tensors, GPT2, source=path, without_weights=MASKS)
-    return LoadedModel(model, _tokenizer(folder, config), report)
+
+    def load_tokenizer() -> Tokenizer | None:
+        default = GPT2Tokenizer if config.vocab_size == 50257 else lambda: None
+        return load_published_tokenizer(folder) or default()
+
+    return LoadedModel(model, fitting_tokenizer(load_tokenizer, model, folder), report)
 
 
 def save_gpt2(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None) -> Path:
@@ -199,19 +204,3 @@ def _published_config(file: Path) -> dict[str, Any]:
         "dropout": found.get("resid_pdrop", 0.1),
         "attention_dropout": found.get("attn_pdrop", 0.1),
     }
-
-
-def _tokenizer(folder: Path, config: GPTConfig) -> Tokenizer | None:
-    try:
-        tokenizer = load_published_tokenizer(folder)
-    except ValueError as error:
-        warnings.warn(f"{error} The model is loaded without a tokenizer.", stacklevel=3)
-        return None
-    if tokenizer is None and config.vocab_size == 50257:
-        return GPT2Tokenizer()
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, the model {config.vocab_size:,}: "
-            "they belong to different models."
-        )
-    return tokenizer

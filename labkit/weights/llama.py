@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from tqdm.auto import tqdm
 
 from labkit.config import GPTConfig
 from labkit.model import GPT
-from labkit.text import Tokenizer, UnsupportedTokenizerError, load_published_tokenizer, tokenizer_from_gguf
+from labkit.text import Tokenizer, load_published_tokenizer, tokenizer_from_gguf
 from labkit.text.assets import ASSETS, asset_path, cache_dir
+from labkit.weights.checks import check_sizes, fitting_tokenizer
 from labkit.weights.files import read_json, read_tensors, write_model
 from labkit.weights.gguf import read_gguf
 from labkit.weights.hub import download
-from labkit.weights.mapping import LoadedModel, Rule, check_sizes, collect, empty_model, load_into
+from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
 
 _HF, _GGUF, _OURS = "model.layers.{i}.", "blk.{i}.", "blocks.{i}."
 
@@ -140,7 +140,8 @@ def _load_published(path: Path) -> LoadedModel:
             del tensors["lm_head.weight"]
     model = _empty(shape, tensors, folder)
     report = load_into(model, tensors, LLAMA, source=path, without_weights=_FREQUENCIES)
-    return LoadedModel(model, _tokenizer(lambda: load_published_tokenizer(folder), path, model), report)
+    tokenizer = fitting_tokenizer(lambda: load_published_tokenizer(folder), model, path)
+    return LoadedModel(model, tokenizer, report)
 
 
 def _load_gguf(path: Path) -> LoadedModel:
@@ -151,7 +152,7 @@ def _load_gguf(path: Path) -> LoadedModel:
     report = load_into(model, tensors, GGUF_LLAMA, source=path)
     if "tokenizer.ggml.model" not in metadata:
         return LoadedModel(model, None, report)
-    return LoadedModel(model, _tokenizer(lambda: tokenizer_from_gguf(metadata), path, model), report)
+    return LoadedModel(model, fitting_tokenizer(lambda: tokenizer_from_gguf(metadata), model, path), report)
 
 
 def _load_smollm2() -> LoadedModel:
@@ -281,20 +282,3 @@ def _gguf_config(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, T
         "rope_base": found("rope.freq_base") or 10000.0,
         "tie_weights": "output.weight" not in shapes,
     }
-
-
-def _tokenizer(load: Callable[[], Tokenizer | None], path: Path, model: GPT) -> Tokenizer | None:
-    try:
-        tokenizer = load()
-    except UnsupportedTokenizerError as error:
-        warnings.warn(f"{path}: {error} The model is loaded without a tokenizer.", stacklevel=4)
-        return None
-    except ValueError as error:
-        raise ValueError(f"{path}: the tokenizer is damaged. {error}") from error
-    vocab_size = model.config.vocab_size
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size:,} ids, the model only {vocab_size:,}: they "
-            "belong to different models."
-        )
-    return tokenizer

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from labkit.config import GPTConfig
-from labkit.model import GPT, evaluating
+from labkit.model import GPT
 from labkit.text import Tokenizer
+from labkit.weights.checks import check_finite, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,19 +136,6 @@ class _NoInitialValues(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def check_sizes(shape: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Refuse sizes that no tensor has, before a model of them is built.  Raises ValueError, naming them."""
-    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
-    limits = {"vocab_size": largest, "d_model": largest, "n_heads": largest, "n_layers": len(tensors)}
-    limits |= {"d_ff": largest, "context_length": 2**20}
-    for name, limit in limits.items():
-        value = shape.get(name)
-        if value is None and name != "d_ff":
-            raise ValueError(f"{source}: does not say {name}.")
-        if value is not None and not (type(value) is int and 1 <= value <= limit):
-            raise ValueError(f"{source}: {name}={value!r} does not fit the tensors (1 to {limit:,}).")
-
-
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Make a tensor the parameter of this name: a float32 tensor itself, not a copy of it.
 
@@ -222,9 +210,9 @@ def load_into(
     if missing or unknown:
         raise ValueError(
             f"{source}: is not the model that its configuration describes. "
-            f"Missing: {_some(missing)}. Not known: {_some(unknown)}."
+            f"Missing: {some(missing)}. Not known: {some(unknown)}."
         )
-    _check_finite(model, source)
+    check_finite(model, source)
     return Report(rows, left_out)
 
 
@@ -259,24 +247,5 @@ def _expanded(
     return rows
 
 
-def _check_finite(model: GPT, source: str | Path) -> None:
-    """A forward pass that touches every weight.  Raises ValueError where it does not give numbers."""
-    ids = torch.arange(min(8, model.config.vocab_size, model.config.context_length))[None]
-    with torch.inference_mode(), evaluating(model):
-        finite = bool(model(ids).isfinite().all())
-    if not finite:
-        wrong = [name for name, each in model.named_parameters() if not each.isfinite().all()]
-        raise ValueError(
-            f"{source}: the model's predictions are not finite; not finite are also: {_some(wrong)}. "
-            "The file is damaged, or its numbers overflowed when it was stored."
-        )
-
-
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return (", ".join(names[:6]) or "none") + more

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from labkit import GPTConfig, SampleConfig
+from labkit.cli import main
 from labkit.generation import generate
 from labkit.text import asset_path, encode_chat, load_corpus
 from labkit.weights.llama import load_llama
@@ -154,3 +155,11 @@ def test_processes_that_load_it_first_at_the_same_time_do_no_harm(cache: Path, s
     ]
     expected = f"{float(smollm2.model.norm.weight.sum())}\n"
     assert [process.communicate(timeout=200)[0] for process in loading] == [expected] * 2
+
+
+def test_it_answers_on_the_command_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = ["--prompt", "What is the capital of France?", "--temperature", "0"]
+    with pytest.raises(SystemExit) as end:
+        main(["sample", "smollm2", "--chat", *question])
+    assert not end.value.code
+    assert capsys.readouterr().out == "The capital of France is Paris.\n"

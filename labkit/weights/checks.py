@@ -1,0 +1,67 @@
+"""Whether what was read can be a model: its sizes, its numbers, its tokenizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labkit.model import GPT, evaluating
+from labkit.text import Tokenizer, UnsupportedTokenizerError
+
+
+def check_sizes(shape: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse sizes that no tensor has, before a model of them is built.  Raises ValueError, naming them."""
+    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    limits = {"vocab_size": largest, "d_model": largest, "n_heads": largest, "n_layers": len(tensors)}
+    limits |= {"d_ff": largest, "context_length": 2**20}
+    for name, limit in limits.items():
+        value = shape.get(name)
+        if value is None and name != "d_ff":
+            raise ValueError(f"{source}: does not say {name}.")
+        if value is not None and not (type(value) is int and 1 <= value <= limit):
+            raise ValueError(f"{source}: {name}={value!r} does not fit the tensors (1 to {limit:,}).")
+
+
+def check_finite(model: GPT, source: str | Path) -> None:
+    """A forward pass that touches every weight.  Raises ValueError where it does not give numbers."""
+    ids = torch.arange(min(8, model.config.vocab_size, model.config.context_length))[None]
+    with torch.inference_mode(), evaluating(model):
+        finite = bool(model(ids).isfinite().all())
+    if not finite:
+        wrong = [name for name, each in model.named_parameters() if not each.isfinite().all()]
+        raise ValueError(
+            f"{source}: the model's predictions are not finite; not finite are also: {some(wrong)}. "
+            "The file is damaged, or its numbers overflowed when it was stored."
+        )
+
+
+def fitting_tokenizer(load: Callable[[], Tokenizer | None], model: GPT, source: Path) -> Tokenizer | None:
+    """The tokenizer that `load` gives for a model; None, with a warning, where labkit has none of its kind.
+
+    Raises ValueError, naming the source, for a damaged one, and for one with more ids than the model.
+    """
+    try:
+        tokenizer = load()
+    except UnsupportedTokenizerError as error:
+        warnings.warn(f"{source}: {error} The model is loaded without a tokenizer.", stacklevel=4)
+        return None
+    except ValueError as error:
+        raise ValueError(f"{source}: the tokenizer is damaged. {error}") from error
+    vocab_size = model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids, the model only {vocab_size:,}: they "
+            "belong to different models."
+        )
+    return tokenizer
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (", ".join(names[:6]) or "none") + more
