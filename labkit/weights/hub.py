@@ -198,7 +198,7 @@ def _explained(what: str) -> Iterator[None]:
                 "check the network (HTTPS_PROXY, HF_ENDPOINT) and try again; it goes on where it stopped."
             )
         raise AssetError(
-            f"{what}: could not be downloaded.\n"
+            f"{what}: is no file or folder here, and could not be downloaded.\n"
             f"Tried: {constants.ENDPOINT}/{what}, to be kept in {constants.HF_HUB_CACHE}.\n"
             f"It said: {type(error).__name__}: {' '.join(str(error).split())[:300]}\n"
             f"What to do: {remedy}\n"
