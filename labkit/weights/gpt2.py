@@ -13,7 +13,7 @@ from labkit.config import GPTConfig
 from labkit.model import GPT
 from labkit.text import GPT2Tokenizer, Tokenizer, load_published_tokenizer
 from labkit.weights.checks import check_sizes, fitting_tokenizer
-from labkit.weights.files import read_json, read_tensors, write_model
+from labkit.weights.files import WEIGHTS, read_json, read_tensors, write_model
 from labkit.weights.hub import download
 from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
 from labkit.weights.tensorflow import is_tf_checkpoint, read_tf_checkpoint
@@ -67,7 +67,7 @@ def load_gpt2(source: str | Path) -> LoadedModel:
     if not path.exists():
         path = download(str(source))
     folder = path if path.is_dir() else path.parent
-    if path.is_dir() and is_tf_checkpoint(path):
+    if path.is_dir() and is_tf_checkpoint(path) and not any((path / name).is_file() for name in WEIGHTS):
         tensors = read_tf_checkpoint(path)
     else:
         tensors = _plain_names(read_tensors(path), path)
