@@ -142,6 +142,8 @@ def write_model(
     with fresh_folder(folder) as fresh:
         save_file(tensors, fresh / "model.safetensors", metadata={"format": "pt"})
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        # safetensors lets nobody but the owner read what it writes
+        (fresh / "model.safetensors").chmod((fresh / "config.json").stat().st_mode)
         if tokenizer is not None:
             save_published_tokenizer(tokenizer, fresh)
     return folder

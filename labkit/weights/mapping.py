@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from labkit.config import GPTConfig
 from labkit.model import GPT
 from labkit.text import Tokenizer
-from labkit.weights.checks import check_finite, some
+from labkit.weights.checks import check_predictions, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,7 +184,7 @@ def load_into(
 
     without_weights: pattern of names that hold no weights, such as masks.
     Raises ValueError, naming the source, for missing, unknown and ill-fitting tensors, and for numbers that
-    are not finite.
+    are not finite or huge.
     """
     parameters = dict(model.named_parameters())
     head_dim = model.config.head_dim
@@ -212,7 +212,7 @@ def load_into(
             f"{source}: is not the model that its configuration describes. "
             f"Missing: {some(missing)}. Not known: {some(unknown)}."
         )
-    check_finite(model, source)
+    check_predictions(model, source)
     return Report(rows, left_out)
 
 

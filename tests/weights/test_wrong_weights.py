@@ -189,7 +189,11 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "not a number": (
         tensors(replaced("h.1.mlp.c_proj.bias", lambda each: each * torch.nan)),
-        r"not finite; not finite are also: blocks\.1\.mlp\.down\.bias",
+        r"are not finite, or huge; so are the weights blocks\.1\.mlp\.down\.bias",
+    ),
+    "one flipped bit": (
+        tensors(replaced("wte.weight", lambda each: each.index_put((torch.tensor(30),), torch.tensor(6e37)))),
+        r"are not finite, or huge; so are the weights token_embedding\.weight",
     ),
     "no JSON in config.json": (content(b"{", "config.json"), "is no JSON text"),
     "a list in config.json": (content(b"[1]", "config.json"), "holds a list; expected a JSON object"),
