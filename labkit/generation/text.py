@@ -128,6 +128,8 @@ def _encoded(tokenizer: Tokenizer, prompt: str | Prompt) -> Prompt:
             "The prompt is empty; give at least one character, for example a line break, after which the "
             "model starts anew."
         )
+    if isinstance(prompt, bytes):
+        raise TypeError("prompt: text must be a str, not bytes.")
     return tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
 

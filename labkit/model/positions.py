@@ -17,9 +17,13 @@ def _rows(table: Tensor, seq: int, start: int | Tensor) -> Tensor:
     return table[start[:, None] + torch.arange(seq, device=table.device)]
 
 
-def _table_device() -> str | None:
-    """Tables are computed and never loaded, so they are real even in a model that is only shapes yet."""
-    return "cpu" if torch.get_default_device().type == "meta" else None
+def _counts(end: int, step: int = 1) -> Tensor:
+    """0, step, 2 step, … below end.  On the CPU: for the meta device PyTorch would import its compiler."""
+    return torch.arange(0, end, step, dtype=torch.float64, device="cpu")
+
+
+def _by_default(table: Tensor) -> Tensor:
+    return table.to(torch.get_default_device(), torch.get_default_dtype())
 
 
 class LearnedPositions(nn.Module):
@@ -49,14 +53,18 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, context_length: int, d_model: int) -> None:
         super().__init__()
-        device = _table_device()
-        position = torch.arange(context_length, dtype=torch.float64, device=device)
-        pair = torch.arange(0, d_model, 2, dtype=torch.float64, device=device)
+        self.sizes = context_length, d_model
+        self.compute_tables()
+
+    def compute_tables(self) -> None:
+        """Compute what no file holds; again where the module was made of shapes only, on the meta device."""
+        context_length, d_model = self.sizes
+        position, pair = _counts(context_length), _counts(d_model, 2)
         angles = torch.outer(position, torch.exp(-math.log(10000.0) * pair / d_model))
-        table = torch.empty(context_length, d_model, dtype=torch.float64, device=device)
+        table = angles.new_empty(context_length, d_model)
         table[:, 0::2] = angles.sin()
         table[:, 1::2] = angles.cos()[:, : d_model // 2]
-        self.register_buffer("table", table.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("table", _by_default(table), persistent=False)
         self.table: Tensor
 
     def forward(self, seq: int, start: int | Tensor = 0) -> Tensor:
@@ -75,13 +83,16 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, context_length: int, head_dim: int, base: float = 10000.0) -> None:
         super().__init__()
-        device = _table_device()
-        pair = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device)
-        position = torch.arange(context_length, dtype=torch.float64, device=device)
-        angles = torch.outer(position, base ** (-pair / head_dim))
+        self.sizes = context_length, head_dim, base
+        self.compute_tables()
+
+    def compute_tables(self) -> None:
+        """As for `SinusoidalPositions`."""
+        context_length, head_dim, base = self.sizes
+        angles = torch.outer(_counts(context_length), base ** (-_counts(head_dim, 2) / head_dim))
         angles = torch.cat([angles, angles], dim=-1)  # (context_length, head_dim)
-        self.register_buffer("cos", angles.cos().to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("sin", angles.sin().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("cos", _by_default(angles.cos()), persistent=False)
+        self.register_buffer("sin", _by_default(angles.sin()), persistent=False)
         self.cos: Tensor
         self.sin: Tensor
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from labkit.config import GPTConfig
-from labkit.model import GPT
+from labkit.model import GPT, RotaryPositions, SinusoidalPositions
 from labkit.text import Tokenizer
 from labkit.weights.checks import check_predictions, some
 
@@ -120,9 +120,13 @@ class LoadedModel(NamedTuple):
 
 
 def empty_model(config: GPTConfig) -> GPT:
-    """A GPT of shapes only, whose parameters take no memory until `assign` gives them."""
+    """A GPT whose parameters are shapes only, and take no memory until `assign` gives them."""
     with torch.device("meta"), _NoInitialValues():
-        return GPT(config).eval()
+        model = GPT(config).eval()
+    for module in model.modules():
+        if isinstance(module, SinusoidalPositions | RotaryPositions):
+            module.compute_tables()
+    return model
 
 
 class _NoInitialValues(TorchFunctionMode):
