@@ -34,16 +34,21 @@ class OtherLoad:
     """How many cores other processes used since this was made: 0.0 on a quiet machine."""
 
     def __init__(self) -> None:
-        self.began, self.busy, self.own = time.perf_counter(), _busy_seconds(), time.process_time()
+        self.began, self.busy, self.own = time.perf_counter(), _busy_seconds(), _own_seconds()
 
     def cores(self) -> float:
-        busy, own = _busy_seconds() - self.busy, time.process_time() - self.own
+        busy, own = _busy_seconds() - self.busy, _own_seconds() - self.own
         return round(max(0.0, (busy - own) / (time.perf_counter() - self.began)), 2)
 
 
 def _busy_seconds() -> float:
     times = psutil.cpu_times()
     return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+
+
+def _own_seconds() -> float:
+    """Of this process and of those it started and waited for."""
+    return sum(os.times()[:4])
 
 
 def alternately(rounds: int, contestants: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
