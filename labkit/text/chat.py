@@ -56,8 +56,9 @@ def _message(tokenizer: Tokenizer, number: int, message: Any) -> dict[str, str]:
             f"encode_chat: the content of message {number} is a {type(content).__name__}, not text."
         )
     if found := [token for token in tokenizer.special_tokens if token in content]:
+        first = min(found, key=content.index)
         raise ValueError(
-            f"encode_chat: message {number} spells out the special token {found[0]!r}, which would end the "
+            f"encode_chat: message {number} spells out the special token {first!r}, which would end the "
             "message or start another one. Take it out of the content."
         )
     return {"role": role, "content": content}
