@@ -9,15 +9,21 @@ from labkit.config import TokenizerName, TrainConfig
 
 
 def fetch(names: Positional[tuple[str, ...]] = ()) -> int:
-    """Fetch the course's texts, tokenizer files and published model into the cache and verify them.
+    """Fetch the course's texts, tokenizer files and published model into the cache, verify and unpack them.
 
     Args:
         names: Which assets; all of them when none is named.
     """
     from labkit.text import fetch as fetch_assets
 
-    for name, path in fetch_assets(names or None).items():
+    folders = fetch_assets(names or None)
+    for name, path in folders.items():
         print(f"{name}: {path}")
+    smollm2 = folders.get("smollm2")
+    if smollm2 and not smollm2.with_name("smollm2-135m-instruct.source").is_file():
+        from labkit.weights import load_llama
+
+        load_llama("smollm2")  # unpacks it, so that no lesson has to
     return 0
 
 

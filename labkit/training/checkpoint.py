@@ -29,6 +29,8 @@ from labkit.atomic import fresh_folder
 from labkit.config import GPTConfig, as_dict
 from labkit.model import GPT
 from labkit.training.sharding import SHARDS, read_shards, stored_weights
+from labkit.weights import assign
+from labkit.weights.mapping import empty_model
 
 FORMAT = 2
 SUMS = "SHA256SUMS"
@@ -96,15 +98,33 @@ def write_checkpoint(folder: Path, write: Callable[[Path], None], **metadata: An
 def load_checkpoint(folder: Path) -> tuple[GPT, int]:
     """The model of a checkpoint (on the CPU, in evaluation mode) and the step it was saved at.
 
+    Weights in one file stay there, mapped, until they are touched.
     Nothing in the files is executed.  Raises CheckpointError for a folder that is not a whole checkpoint.
     """
-    metadata = verify(folder)
+    metadata, sharded = verify(folder), any(Path(folder).glob(SHARDS))
     try:
-        model, step = GPT(GPTConfig(**metadata["model"])), int(metadata["step"])
+        config, step = GPTConfig(**metadata["model"]), int(metadata["step"])
+        model = GPT(config) if sharded else empty_model(config)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: its model cannot be built here: {error}") from error
-    load_weights(folder, model)
+    if sharded:
+        load_weights(folder, model)
+    else:
+        _map_weights(Path(folder), model)
     return model.eval(), step
+
+
+def _map_weights(folder: Path, model: GPT) -> None:
+    """Make a checkpoint's tensors the parameters of an empty model."""
+    try:
+        weights, expected = load_file(folder / "model.safetensors"), named_weights(model)
+        _refuse_other_names(folder, sorted(expected.keys() - weights), sorted(weights.keys() - expected))
+        for name, tensor in weights.items():
+            assign(model, name, tensor)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: its weights do not fit this model: {error}") from error
 
 
 def load_weights(folder: Path, model: GPT) -> None:
@@ -120,6 +140,10 @@ def load_weights(folder: Path, model: GPT) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: its weights do not fit this model: {error}") from error
     missing = [name for name in missing if not (model.config.tie_weights and name == "head.weight")]
+    _refuse_other_names(folder, missing, unexpected)
+
+
+def _refuse_other_names(folder: Path, missing: list[str], unexpected: list[str]) -> None:
     if missing or unexpected:
         raise CheckpointError(f"{folder}: weights missing {missing}, unexpected {unexpected}.")
 

@@ -64,8 +64,8 @@ _KIND: dict[str, Any] = {"positions": "rotary", "norm": "rmsnorm", "activation":
 def load_llama(source: str | Path) -> LoadedModel:
     """A model of the llama family with the weights of a folder, a file, or a published model's name.
 
-    source: "smollm2", the SmolLM2-135M-Instruct that `labkit fetch` brings, unpacked into the cache at the
-    first load (0.54 GB); a folder with config.json and safetensors or PyTorch weights (or one of its
+    source: "smollm2", the SmolLM2-135M-Instruct that `labkit fetch` brings, unpacked into the cache there or
+    at the first load (0.54 GB); a folder with config.json and safetensors or PyTorch weights (or one of its
     weights files); a .gguf file; or owner/name, which is downloaded once.
     float32 weights of a folder stay in the mapped file until they are touched.
     Raises ValueError, naming the file, what was wrong and what to do, for anything else, and for models that

@@ -163,3 +163,15 @@ def test_it_answers_on_the_command_line(cache: Path, capsys: pytest.CaptureFixtu
         main(["sample", "smollm2", "--chat", *question])
     assert not end.value.code
     assert capsys.readouterr().out == "The capital of France is Paris.\n"
+
+
+def test_fetching_it_unpacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "smollm2").symlink_to(asset_path("smollm2"))
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            main(["fetch", "smollm2"])
+        assert not end.value.code
+        unpacked = (tmp_path / "smollm2-135m-instruct" / "model.safetensors").stat()
+    assert unpacked.st_mtime_ns < (tmp_path / "smollm2-135m-instruct.source").stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "smollm2-135m-instruct")  # 0.54 GB
