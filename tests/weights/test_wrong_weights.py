@@ -102,6 +102,12 @@ def replaced(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[st
     return apply
 
 
+def one_huge(tensor: Tensor) -> Tensor:
+    """What the top bit of an exponent does to one number."""
+    tensor[7, 5] = -6e37
+    return tensor
+
+
 class Evil:
     """Unpickled, it creates a file."""
 
@@ -191,9 +197,11 @@ WRONG: dict[str, tuple[Change, str]] = {
         tensors(replaced("h.1.mlp.c_proj.bias", lambda each: each * torch.nan)),
         r"are not finite, or huge; so are the weights blocks\.1\.mlp\.down\.bias",
     ),
-    "one flipped bit": (
-        tensors(replaced("wte.weight", lambda each: each.index_put((torch.tensor(30),), torch.tensor(6e37)))),
-        r"are not finite, or huge; so are the weights token_embedding\.weight",
+    "a flipped bit in the embedding": (
+        tensors(replaced("wte.weight", one_huge)), r"or huge; so are the weights token_embedding\.weight"
+    ),
+    "a flipped bit in a block": (
+        tensors(replaced("h.1.mlp.c_fc.weight", one_huge)), r"or huge; so are the weights blocks\.1\.mlp\.up"
     ),
     "no JSON in config.json": (content(b"{", "config.json"), "is no JSON text"),
     "a list in config.json": (content(b"[1]", "config.json"), "holds a list; expected a JSON object"),
