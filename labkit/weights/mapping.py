@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from labkit.config import GPTConfig
 from labkit.model import GPT, RotaryPositions, SinusoidalPositions
 from labkit.text import Tokenizer
-from labkit.weights.checks import check_predictions, some
+from labkit.weights.checks import check_numbers, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +216,7 @@ def load_into(
             f"{source}: is not the model that its configuration describes. "
             f"Missing: {some(missing)}. Not known: {some(unknown)}."
         )
-    check_predictions(model, source)
+    check_numbers(model, {name: tensors[name] for name in used}, source)
     return Report(rows, left_out)
 
 

@@ -195,13 +195,13 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "not a number": (
         tensors(replaced("h.1.mlp.c_proj.bias", lambda each: each * torch.nan)),
-        r"are not finite, or huge; so are the weights blocks\.1\.mlp\.down\.bias",
+        r"are not finite, or huge; so are the weights h\.1\.mlp\.c_proj\.bias",
     ),
     "a flipped bit in the embedding": (
-        tensors(replaced("wte.weight", one_huge)), r"or huge; so are the weights token_embedding\.weight"
+        tensors(replaced("wte.weight", one_huge)), r"or huge; so are the weights wte\.weight"
     ),
     "a flipped bit in a block": (
-        tensors(replaced("h.1.mlp.c_fc.weight", one_huge)), r"or huge; so are the weights blocks\.1\.mlp\.up"
+        tensors(replaced("h.1.mlp.c_fc.weight", one_huge)), r"or huge; so are the weights h\.1\.mlp\.c_fc"
     ),
     "no JSON in config.json": (content(b"{", "config.json"), "is no JSON text"),
     "a list in config.json": (content(b"[1]", "config.json"), "holds a list; expected a JSON object"),
