@@ -6,18 +6,27 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+
+BUSY = 0.25
+"""Cores in use by other processes from which on a machine counts as busy."""
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def hardware() -> dict[str, Any]:
     return {"cpu": cpu_model(), "cores": os.cpu_count(), "memory_gb": memory_gb()}
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def cpu_model() -> str:
@@ -51,16 +60,86 @@ def _own_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def alternately(rounds: int, contestants: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, all of them once per round, after one round to warm up."""
+def alternately(
+    rounds: int, contestants: dict[str, Callable[[], Any]], busy: float | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round, all of them once per round, after one round to warm up.
+
+    busy: rounds in which other processes use more cores than this are dropped and taken again, at most twice
+    as many as asked for; then the machine is too busy to measure on, which ends the program.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
+    kept = dropped = 0
+    for number in range(3 * rounds + 1):
+        load = OtherLoad()
+        taken = {}
         for name, contestant in contestants.items():
             began = time.perf_counter()
             contestant()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+            taken[name] = time.perf_counter() - began
+        if not number:
+            continue
+        if busy is not None and load.cores() > busy:
+            dropped += 1
+            continue
+        for name, each in taken.items():
+            seconds[name].append(each)
+        kept = len(seconds[name])
+        if kept == rounds:
+            break
+    if dropped > 0:
+        print(f"{dropped} rounds dropped: other processes used more than {busy} cores", file=sys.stderr)
+    if kept < rounds:
+        sys.exit(f"Only {kept} of {rounds} rounds were quiet. Try again when nothing else runs.")
     return seconds
+
+
+def calibrate(seconds: float = 1.0, busy: float = BUSY) -> None:
+    """Wait for a moment without other work; say so and end the program when there is none within a minute."""
+    for _ in range(60):
+        load = OtherLoad()
+        time.sleep(seconds)
+        if load.cores() <= busy:
+            return
+    sys.exit(f"Other processes use {load.cores()} cores; figures from a busy machine mislead. Try later.")
+
+
+def matmul_limit(threads: int, shapes: dict[str, tuple[int, int, int]] | None = None) -> dict[str, float]:
+    """GFLOP/s of float32 products (rows, inner) @ (inner, columns): large, and those of a model's layers.
+
+    The best of many: what the machine can do when nothing disturbs it.
+    """
+    shapes = {"large": (2048, 2048, 2048)} | (shapes or {})
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    rates = {}
+    for name, (rows, inner, columns) in shapes.items():
+        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        operations = 2 * rows * inner * columns
+        repeats = max(5, int(2e9 * threads / operations) * 10)
+        rates[name] = round(operations / _best(lambda a=a, b=b: a @ b, repeats) / 1e9, 1)  # type: ignore[misc]
+    torch.set_num_threads(before)
+    return rates
+
+
+def read_limit(threads: int) -> float:
+    """GB/s of reading a gigabyte once, summing it up: the best of several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    numbers = torch.randn(2**28)
+    rate = numbers.nbytes / _best(numbers.sum, 7) / 1e9
+    torch.set_num_threads(before)
+    return round(rate, 1)
+
+
+def _best(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of some calls."""
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
@@ -73,6 +152,6 @@ def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
 def save(name: str, result: dict[str, Any]) -> None:
     """Write results/NAME.json, and print the result as the last line."""
     RESULTS.mkdir(exist_ok=True)
-    result = {"benchmark": name} | result | {"hardware": hardware(), "python": platform.python_version()}
+    result = {"benchmark": name} | result | {"hardware": hardware(), "versions": versions()}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
