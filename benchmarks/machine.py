@@ -152,6 +152,6 @@ def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
 def save(name: str, result: dict[str, Any]) -> None:
     """Write results/NAME.json, and print the result as the last line."""
     RESULTS.mkdir(exist_ok=True)
-    result = {"benchmark": name} | result | {"hardware": hardware(), "versions": versions()}
+    result = {"benchmark": name} | result | {"hardware": hardware(), "versions": versions() | result.get("versions", {})}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
