@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from labkit.presets import MODEL_PRESETS
-from labkit.validation import at_least, check_types, fail, fraction
+from labkit.presets import MODEL_PRESETS, TRAIN_PRESETS, look_up
+from labkit.validation import at_least, check_betas, check_types, fail, fraction
 
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -108,11 +108,7 @@ class GPTConfig:
 
         Raises ValueError for a name that is not in `MODEL_PRESETS`.
         """
-        if name not in MODEL_PRESETS:
-            raise ValueError(
-                f"{cls.__name__}.preset: {name!r} is not known. Choose from {', '.join(MODEL_PRESETS)}."
-            )
-        return cls(**MODEL_PRESETS[name] | overrides)
+        return cls(**look_up(cls.__name__, MODEL_PRESETS, name) | overrides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +178,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_betas(self)
         if self.max_steps is not None and self.epochs is not None:
             fail(self, f"give max_steps={self.max_steps} or epochs={self.epochs}, not both.")
         at_least(self, 1, "max_steps", "batch_size", "batch_tokens", "micro_batch_size")
@@ -199,18 +196,18 @@ class TrainConfig:
                 self,
                 f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}.",
             )
-        if isinstance(self.betas, list):  # as JSON gives them back
-            object.__setattr__(self, "betas", tuple(self.betas))
-        if not (
-            isinstance(self.betas, tuple)
-            and len(self.betas) == 2
-            and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas)
-        ):
-            fail(self, f"betas={self.betas} must be two numbers in [0, 1).")
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             fail(self, f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}.")
         if not 0 < self.decay_fraction <= 1:
             fail(self, f"decay_fraction={self.decay_fraction} must be in (0, 1].")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> TrainConfig:
+        """A named recipe, any field of which may be overridden: `TrainConfig.preset("fast", seed=1)`.
+
+        Raises ValueError for a name that is not in `TRAIN_PRESETS`.
+        """
+        return cls(**look_up(cls.__name__, TRAIN_PRESETS, name) | overrides)
 
     def sequences_per_step(self, context_length: int) -> int:
         """Sequences in one step over all devices.  Raises ValueError for batch_tokens that do not fit."""

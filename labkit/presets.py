@@ -1,4 +1,4 @@
-"""Shapes of models by name, as arguments of `GPTConfig`."""
+"""Shapes of models and recipes of training by name, as arguments of `GPTConfig` and `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -55,3 +55,37 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
 }
 MODEL_PRESETS["small"] = MODEL_PRESETS["gpt2"]
 MODEL_PRESETS["medium"] = MODEL_PRESETS["gpt2-medium"]
+
+TRAIN_PRESETS: dict[str, dict[str, Any]] = {
+    # nanoGPT's on a CPU (Karpathy, 2022): what `benchmarks/reference.py` trains with.
+    "reference": {
+        "max_steps": 2000,
+        "batch_size": 12,
+        "learning_rate": 1e-3,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.1,
+        "warmup_steps": 100,
+        "schedule": "cosine",
+    },
+    # Ends as low as the one above in a fraction of its time: `benchmarks/time_to_loss.py`.
+    "fast": {
+        "max_steps": 500,
+        "batch_size": 12,
+        "optimizer": "muon",
+        "muon_learning_rate": 0.03,
+        "learning_rate": 1.2e-2,
+        "min_learning_rate": 0.0,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        "warmup_steps": 20,
+        "schedule": "wsd",
+        "decay_fraction": 1.0,
+    },
+}
+
+
+def look_up(owner: str, presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The arguments of a preset.  Raises ValueError, listing the known ones, for a name without one."""
+    if name not in presets:
+        raise ValueError(f"{owner}.preset: {name!r} is not known. Choose from {', '.join(presets)}.")
+    return presets[name]

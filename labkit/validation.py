@@ -61,3 +61,15 @@ def fraction(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if not 0 <= value < 1:
             fail(config, f"{name}={value} must be in [0, 1).")
+
+
+def check_betas(config: Any) -> None:
+    """Reject `betas` that are not two numbers in [0, 1)."""
+    if isinstance(config.betas, list):  # as JSON gives them back
+        object.__setattr__(config, "betas", tuple(config.betas))
+    if not (
+        isinstance(config.betas, tuple)
+        and len(config.betas) == 2
+        and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in config.betas)
+    ):
+        fail(config, f"betas={config.betas} must be two numbers in [0, 1).")

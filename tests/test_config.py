@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from labkit import GPT, GPTConfig, SampleConfig, TrainConfig
-from labkit.config import MODEL_PRESETS, as_dict
+from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, as_dict
 
 ODD_MODEL = {"vocab_size": 11, "context_length": 9, "d_model": 10, "n_layers": 1, "n_heads": 2}
 
@@ -188,6 +188,29 @@ def test_an_overridden_preset_changes_that_field_alone() -> None:
         removed = GPT(full).num_parameters() - GPT(short).num_parameters()
     assert removed == 7 * (12 * 768**2 + 13 * 768)
     assert MODEL_PRESETS["gpt2"]["n_layers"] == 12  # the table itself is untouched
+
+
+def test_every_recipe_builds_and_an_override_changes_that_field_alone() -> None:
+    for name, values in TRAIN_PRESETS.items():
+        full, short = TrainConfig.preset(name), TrainConfig.preset(name, max_steps=321)
+        assert short == dataclasses.replace(full, max_steps=321)
+        assert {field: getattr(full, field) for field in values} == values
+        assert values["max_steps"] != 321
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    message = "TrainConfig.preset: 'quick' is not known. Choose from reference, fast."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainConfig.preset("quick")
+
+
+def test_the_fast_recipe_sees_less_than_a_third_of_the_text_of_the_reference() -> None:
+    seen = {
+        name: recipe.max_steps * recipe.batch_size
+        for name in TRAIN_PRESETS
+        if (recipe := TrainConfig.preset(name)).max_steps
+    }
+    assert seen["fast"] < seen["reference"] / 3
 
 
 @pytest.mark.parametrize(
