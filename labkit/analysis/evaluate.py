@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.model import GPT, evaluating
@@ -33,10 +32,9 @@ def summed_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int 
         for some_inputs, some_targets in zip(
             inputs.split(batch_size), targets.split(batch_size), strict=True
         ):
-            logits = model(some_inputs.to(device)).flatten(0, 1)
-            flat = some_targets.to(device).flatten()
-            total += F.cross_entropy(logits, flat, ignore_index=-100, reduction="sum").item()
-            count += int((flat != -100).sum())
+            loss = model.loss(some_inputs.to(device), some_targets.to(device), reduction="sum")
+            total += loss.item()
+            count += int((some_targets != -100).sum())
     return total, count
 
 

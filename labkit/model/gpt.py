@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from labkit.config import GPTConfig
 from labkit.model.block import Block, build_norm
 from labkit.model.cache import KVCache
+from labkit.model.loss import Reduction, cross_entropy, linear_cross_entropy
 from labkit.model.positions import LearnedPositions, SinusoidalPositions, build_rotary
 
 
@@ -105,7 +105,8 @@ class GPT(nn.Module):
             x = x + self.positions(ids.shape[1], start)
         return self.dropout(x)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, *, at: Tensor | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, *, at: Tensor | None = None) -> Tensor:
+        """What the output layer reads, (batch, seq, d_model); the arguments are those of the model."""
         self.check_ids(ids)
         if cache is not None:
             cache.begin(ids)
@@ -119,25 +120,33 @@ class GPT(nn.Module):
             cache.advance(ids.shape[1])
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]  # (batch, d_model)
-        return self.head(self.norm(x))  # (batch, seq, vocab_size), or (batch, vocab_size)
+        return self.norm(x)
 
-    def loss(self, ids: Tensor, targets: Tensor, ignore_index: int = -100) -> Tensor:
-        """Mean cross-entropy in nats per token, over the targets that are not ignore_index.
+    def forward(self, ids: Tensor, cache: KVCache | None = None, *, at: Tensor | None = None) -> Tensor:
+        return self.head(self.hidden(ids, cache, at=at))  # (batch, seq, vocab_size), or (batch, vocab_size)
 
-        ids, targets: (batch, seq); targets[:, t] is the token that follows ids[:, t].
-        Raises ValueError when the shapes differ or every target is ignored.
+    def loss(
+        self, ids: Tensor, targets: Tensor, ignore_index: int = -100, reduction: Reduction = "mean"
+    ) -> Tensor:
+        """Mean (or sum) of the cross-entropy in nats, over the targets that are not ignore_index.
+
+        ids, targets: (batch, seq); targets[:, t] is the token that follows ids[:, t].  The logits of a large
+        vocabulary are never held all at once (`linear_cross_entropy`), so the head itself is not called.
+        Raises ValueError when the shapes differ or there is no mean because every target is ignored.
         """
         if ids.shape != targets.shape:
             raise ValueError(
                 f"GPT.loss: ids {tuple(ids.shape)} and targets {tuple(targets.shape)} differ in shape."
             )
         checked = targets.device.type == "cpu" and not torch.compiler.is_compiling()
-        if checked and bool((targets == ignore_index).all()):
+        if checked and reduction == "mean" and bool((targets == ignore_index).all()):
             raise ValueError(f"GPT.loss: every target is ignore_index={ignore_index}; nothing to learn from.")
-        logits = self(ids)
-        if logits.dtype.itemsize < 4:  # autocast gives half precision; exp and log need more
-            logits = logits.float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
+        head, flat = self.head, targets.flatten()
+        if type(self).forward is not GPT.forward or type(head) is not nn.Linear or head.bias is not None:
+            # Somebody has put in an output layer of their own: what it says counts.
+            return cross_entropy(self(ids).flatten(0, 1), flat, ignore_index, reduction)
+        hidden = self.hidden(ids).flatten(0, 1)  # (batch * seq, d_model)
+        return linear_cross_entropy(hidden, head.weight, flat, ignore_index, reduction)
 
     def num_parameters(self) -> int:
         """Trained numbers; a tied head is counted once."""

@@ -127,7 +127,7 @@ class _Loss(nn.Module):
 def _split(model: GPT, world: int) -> None:
     """Split every block's weights, then the rest, after all processes have those of process 0."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, 0)
@@ -137,6 +137,7 @@ def _split(model: GPT, world: int) -> None:
         # Made here, or generation would make tensors of inference mode that training cannot use.
         module.unshard()
         module.reshard()
+    register_fsdp_forward_method(model, "loss")  # which reads weights without calling the model itself
 
 
 def whole(tensor: Tensor) -> Tensor:

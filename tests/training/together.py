@@ -81,9 +81,9 @@ def refusal(**settings: Any) -> str:
 def divergence(rank: int, **settings: Any) -> str:
     """What is said when only process 1 meets a number that is none."""
     some = build(**settings)
-    some.model.register_forward_hook(
-        lambda module, _, logits: (
-            logits * float("nan") if module.training and rank and some.step == 3 else None
+    some.model.norm.register_forward_hook(
+        lambda module, _, normed: (
+            normed * float("nan") if module.training and rank and some.step == 3 else None
         )
     )
     try:
