@@ -57,11 +57,10 @@ class Tokenizer(ABC):
         """The ids of several texts, each an int64 array; special tokens are ordinary text."""
         if isinstance(texts, str):
             raise TypeError(f"{self.name}: encode_batch takes a list of texts, not one text.")
-        arrays = []
+        texts = list(texts)
         for text in texts:
             self._check(text)
-            arrays.append(self._encode(text).astype(np.int64))
-        return arrays
+        return [ids.astype(np.int64) for ids in self._encode_all(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of one sequence of ids (list, array or tensor).
@@ -82,6 +81,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode(self, text: str) -> np.ndarray:
         """The ids of a text that has been checked, special tokens as ordinary text."""
+
+    def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
+        """What `_encode` gives for each of several texts."""
+        return [self._encode(text) for text in texts]
 
     @abstractmethod
     def _definition(self) -> dict[str, Any]:

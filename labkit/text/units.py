@@ -162,7 +162,7 @@ def _encode_unit(root: Path, tokenizer: Tokenizer, unit: Unit) -> Result:
     for span in unit:
         text = read_span(root, span)
         try:
-            ids = tokenizer.encode_batch([text])[0]
+            ids = tokenizer._encode(text)  # by this process alone; encode_batch takes all cores
         except ValueError as error:
             raise CorpusError(f"{root / span.name}: from byte {span.start} on: {error}") from error
         if span.last and tokenizer.eos_id is not None:
