@@ -14,20 +14,6 @@ from labkit.text import GPT2Tokenizer, asset_path, bpe, load_corpus, train_bpe
 # to Python and to nobody else; letters of Unicode 10 at the latest, where the libraries agree.
 PARTS = ["word", "'ll", "'S", "é", "日本", "3", "1234", ",", "!?", "<|endoftext|>", "\u0301", "\x1c", "😀"]
 SPACES = [" ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "  ", "\n\n", "   ", "\n\n\n", " \n ", "\t "]
-    " ",
-    "\n",
-    "\t",
-    "\r\n",
-    "\u00a0",
-    "\u3000",
-    "\u2028",
-    "  ",
-    "\n\n",
-    "   ",
-    "\n\n\n",
-    " \n ",
-    "\t\t",
-]
 hard = st.lists(st.sampled_from(PARTS + SPACES), max_size=40).map("".join)
 
 
