@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.training import build_optimizer, load_checkpoint, save_checkpoint
 from labkit.training.checkpoint import load_state
-from labkit.training.muon import Combined, Muon, orthogonalize
+from labkit.training.muon import POLAR_EXPRESS, Combined, Muon, orthogonalize
 
 SIZES = {"vocab_size": 13, "context_length": 9, "d_model": 12, "n_layers": 2, "n_heads": 2}
 
@@ -29,18 +29,60 @@ def train(model: GPT, optimizer: Combined | torch.optim.Optimizer, steps: int) -
         optimizer.step()
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 11), (3, 11, 7), (1, 8, 6)])
-def test_five_iterations_bring_singular_values_near_one_and_keep_the_vectors(shape: tuple[int, ...]) -> None:
+SHAPES = [(5, 7, 11), (3, 11, 7), (2, 8, 6), (1, 9, 9)]
+
+
+def jordan(matrices: Tensor) -> Tensor:
+    """Five iterations on the matrices themselves, as Muon's first description writes them."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_singular_values_move_by_the_polynomials_and_vectors_stay(shape: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     matrices = 100 * torch.randn(shape, dtype=torch.float64)
-    result = orthogonalize(matrices, steps=5)
+    u, values, vt = torch.linalg.svd(matrices, full_matrices=False)
+    values = values / (values**4).sum(-1, keepdim=True) ** 0.25
+    for a, b, c in POLAR_EXPRESS:
+        values = a * values + b * values**3 + c * values**5
+    result = orthogonalize(matrices)
     assert result.shape == matrices.shape
-    values = torch.linalg.svdvals(result)
-    assert values.min() > 0.5
-    assert values.max() < 1.3
+    torch.testing.assert_close(result, u @ values.diag_embed() @ vt, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_singular_values_come_near_one(shape: tuple[int, ...], scale: float) -> None:
+    torch.manual_seed(2)
+    u, _, vt = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    values = torch.linspace(0.08, 1, u.shape[-1])  # at least 0.03 of the bound, which is 1.5 at most
+    result = torch.linalg.svdvals(orthogonalize(scale * u @ values.diag() @ vt))
+    assert 0.61 < result.min() < 0.9
+    assert 1.1 < result.max() < 1.39
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_convergent_iteration_ends_at_the_nearest_orthogonal_matrix(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    matrices = torch.randn(shape, dtype=torch.float64)
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
-    turned = u.mT @ result @ vt.mT
-    assert (turned - turned.diagonal(dim1=-2, dim2=-1).diag_embed()).abs().max() < 1e-8
+    result = orthogonalize(matrices, [(15 / 8, -10 / 8, 3 / 8)] * 30)
+    torch.testing.assert_close(result, u @ vt, atol=1e-6, rtol=0)
+
+
+def test_a_wide_matrix_gives_what_the_tall_one_gives() -> None:
+    torch.manual_seed(4)
+    wide = torch.randn(3, 5, 8)
+    torch.testing.assert_close(orthogonalize(wide.mT.contiguous()), orthogonalize(wide).mT)
+
+
+def test_zero_stays_zero() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(2, 4, 7)), torch.zeros(2, 4, 7))
 
 
 def test_a_batch_gives_what_each_matrix_gives_alone() -> None:
@@ -52,7 +94,7 @@ def test_a_batch_gives_what_each_matrix_gives_alone() -> None:
 
 def test_steps_equal_those_of_torch_up_to_its_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own Muon runs five iterations in bfloat16, so directions agree to about a percent."""
-    monkeypatch.setattr("labkit.training.muon.orthogonalize", lambda each: orthogonalize(each, steps=5))
+    monkeypatch.setattr("labkit.training.muon.orthogonalize", jordan)
     torch.manual_seed(3)
     start, gradients = torch.randn(10, 6), [torch.randn(10, 6) for _ in range(3)]
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
