@@ -16,3 +16,13 @@ def output_dir() -> Path:
     """Where runs, figures, log and journal go: the folder in LABKIT_OUT, else the project's root."""
     chosen = os.environ.get("LABKIT_OUT")
     return Path(chosen).expanduser().resolve() if chosen else project_root()
+
+
+def cache_dir() -> Path:
+    """Where what was fetched or measured is kept: LABKIT_CACHE when set, else the platform's cache folder."""
+    chosen = os.environ.get("LABKIT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import pooch
+
+    return Path(pooch.os_cache("labkit"))

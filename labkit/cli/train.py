@@ -36,6 +36,7 @@ def train(
     from labkit.training import build_trainer
     from labkit.training.distributed import launched
     from labkit.training.resume import start
+    from labkit.training.threads import computed_on
 
     shape = {key: value for key, value in asdict(model).items() if value is not None and key != "preset"}
     with launched(device) as ranks:
@@ -44,7 +45,7 @@ def train(
         )
         run = start(trainer, name or f"{model.preset}-{_plain(data.sequences or data.corpus)}")
         parameters = f"{trainer.model.num_parameters():,} parameters"
-        ranks.print(f"run {run.id}: {parameters}, {trainer.total_steps:,} steps")
+        ranks.print(f"run {run.id}: {parameters}, {trainer.total_steps:,} steps; {computed_on(trainer)}")
         return _fit(trainer, run)
 
 
@@ -57,6 +58,7 @@ def resume(run: Positional[str], device: str | None = None) -> int:
     """
     from labkit.training import Run, rebuild_trainer, restore
     from labkit.training.distributed import launched
+    from labkit.training.threads import computed_on
 
     stopped = Run.open(run)
     with launched(device) as ranks:
@@ -66,7 +68,8 @@ def resume(run: Positional[str], device: str | None = None) -> int:
             end = f"finished already, at step {step:,}. Write with it: labkit sample {run}"
             ranks.print(f"run {stopped.id} is {end}")
             return 0
-        ranks.print(f"run {stopped.id}: going on from step {step:,} of {trainer.total_steps:,}")
+        reached = f"step {step:,} of {trainer.total_steps:,}"
+        ranks.print(f"run {stopped.id}: going on from {reached}; {computed_on(trainer)}")
         return _fit(trainer, stopped)
 
 

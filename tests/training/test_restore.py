@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from labkit.training import (
     restore,
 )
 from labkit.training.resume import describe
+from labkit.training.threads import computed_on
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])
@@ -114,14 +116,58 @@ def test_other_settings_are_named_and_the_run_goes_on(run: Run) -> None:
         assert restore(tiny_trainer(learning_rate=0.002, weight_decay=0.0), run) == 6
 
 
+@pytest.fixture
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.usefixtures("_threads_as_before")
 def test_the_threads_of_the_run_are_used_again(run: Run) -> None:
     edit_environment(run, threads=2, device="cpu, 2 threads")
-    before = torch.get_num_threads()
-    try:
-        restore(tiny_trainer(), run)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    again = tiny_trainer(threads=None)
+    with pytest.warns(UserWarning, match=r"results may differ: threads: 1 -> None\.$"):
+        restore(again, run)
+    assert torch.get_num_threads() == again.threads == 2
+    assert computed_on(again) == "cpu, 2 threads (as before), fp32"
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+def test_threads_that_are_asked_for_win_and_the_difference_is_named(run: Run) -> None:
+    edit_environment(run, threads=2, device="cpu, 2 threads")
+    with pytest.warns(UserWarning, match="device: cpu, 2 threads -> cpu, 1 thread; threads: 2 -> 1"):
+        restore(tiny_trainer(threads=1), run)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"threads": 2, "device": "NVIDIA H200"},
+        {"threads": 2, "device": "cpu, 2 threads", "processes": 2},
+        {"threads": "two", "device": "cpu, 2 threads"},
+        {"threads": 0, "device": "cpu, 2 threads"},
+    ],
+    ids=["GPU", "two processes", "damaged", "none"],
+)
+@pytest.mark.usefixtures("_threads_as_before")
+def test_threads_of_another_computation_are_not_taken_over(run: Run, row: dict[str, Any]) -> None:
+    edit_environment(run, **row)
+    with pytest.warns(UserWarning, match="results may differ"):
+        restore(tiny_trainer(threads=None), run)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+def test_a_machine_that_cannot_use_the_threads_of_the_run_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_environment(run, threads=2, device="cpu, 2 threads")
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    with pytest.warns(UserWarning, match=r"device: cpu, 2 threads -> cpu, 1 thread; threads: 2 -> 1"):
+        restore(tiny_trainer(threads=None), run)
 
 
 def test_an_optimizer_of_another_kind_is_refused_and_nothing_is_set_aside(run: Run) -> None:
