@@ -1,5 +1,45 @@
-"""Measuring models and the text they write."""
+"""Measuring models and the text they write, and counting what training costs."""
 
+from labkit.analysis.costs import (
+    DEVICES,
+    TrainingPlan,
+    intensity,
+    largest_batch,
+    mfu,
+    parameter_count,
+    plan,
+    roofline,
+    training_flops,
+    training_memory,
+)
 from labkit.analysis.evaluate import bits_per_byte, distinct_n, entropy, evaluate_loss, perplexity
+from labkit.analysis.scaling import (
+    PUBLISHED,
+    ScalingLaw,
+    bootstrap_scaling_law,
+    fit_scaling_law,
+    intervals,
+)
 
-__all__ = ["bits_per_byte", "distinct_n", "entropy", "evaluate_loss", "perplexity"]
+__all__ = [
+    "DEVICES",
+    "PUBLISHED",
+    "ScalingLaw",
+    "TrainingPlan",
+    "bits_per_byte",
+    "bootstrap_scaling_law",
+    "distinct_n",
+    "entropy",
+    "evaluate_loss",
+    "fit_scaling_law",
+    "intensity",
+    "intervals",
+    "largest_batch",
+    "mfu",
+    "parameter_count",
+    "perplexity",
+    "plan",
+    "roofline",
+    "training_flops",
+    "training_memory",
+]
