@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from labkit.text.draws import draw_starts
 from labkit.text.shards import Shards, open_shards
 
 IGNORE = -100
@@ -98,11 +99,16 @@ class WindowDataset(_Windows):
                 f"{'.' if keep_tail else ', or keep_tail=True.'}"
             )
         self.total_tokens = self._full * context_length + self._tail
+        length = min(context_length + 1, len(self.ids))
+        self._crops = self.ids.unfold(0, length, self.stride)  # (windows, context_length + 1), no copy
 
     def __len__(self) -> int:
         return self._full + (self._tail > 0)
 
     def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._tail or int(indices.max()) < self._full:
+            crops = self._crops[indices]
+            return crops[:, :-1].to(torch.long, copy=True), crops[:, 1:].to(torch.long, copy=True)
         places = indices[:, None] * self.stride + torch.arange(self.context_length + 1)
         inside = places < len(self.ids)
         ids = self.ids[places.clamp(max=len(self.ids) - 1)].long()  # (windows, context_length + 1)
@@ -165,14 +171,26 @@ class TokenStream(Batches):
                 f"TokenStream: {self.total_tokens} ids are too few for context_length={context_length}, "
                 f"which needs {context_length + 1}. Use more text or a shorter context."
             )
+        self._crops = None if isinstance(self._data, Shards) else _crops(self._data, context_length + 1)
+        self._block = max(1, 2**15 // batch_size)
+        self._starts: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        _at_least(0, "TokenStream.batch", step=step)
-        draw = np.random.default_rng([self.seed, step])
-        starts = draw.integers(0, self.total_tokens - self.context_length, size=self.batch_size)
-        crops = self._data[starts[rank::world, None] + np.arange(self.context_length + 1)]
-        ids = torch.from_numpy(crops.astype(np.int64))  # (rows, context_length + 1)
-        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+        number, place = divmod(step, self._block)
+        if self._starts[0] != number:
+            _at_least(0, "TokenStream.batch", step=step)
+            steps = range(number * self._block, (number + 1) * self._block)
+            high = self.total_tokens - self.context_length
+            self._starts = (number, draw_starts(self.seed, steps, high, self.batch_size))
+        starts = self._starts[1][place]
+        if world > 1:
+            starts = starts[rank::world]
+        if self._crops is None:
+            crops = self._data[starts[:, None] + np.arange(self.context_length + 1)]
+        else:
+            crops = self._crops[starts]  # (rows, context_length + 1)
+        inputs, targets = crops[:, :-1].astype(np.int64), crops[:, 1:].astype(np.int64)
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def fingerprint(self) -> str:
         return self._data.fingerprint if isinstance(self._data, Shards) else _checksum(self._data)
@@ -193,8 +211,8 @@ class ShuffledWindows(Batches):
         _at_least(0, "ShuffledWindows.batch", step=step)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
         epochs, within = np.divmod(places, len(self.windows))
-        chosen = [int(self._epoch(int(epoch))[place]) for epoch, place in zip(epochs, within, strict=True)]
-        return self.windows._gather(torch.tensor(chosen, dtype=torch.long))
+        chosen = [self._epoch(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
+        return self.windows._gather(torch.from_numpy(np.concatenate(chosen)))
 
     def _epoch(self, number: int) -> np.ndarray:
         if self._order[0] != number:
@@ -235,6 +253,11 @@ def _id_tensor(ids: Any, name: str) -> Tensor:
     if (low := int(tensor.min())) < 0:
         raise ValueError(f"{name}: id {low} is negative.")
     return tensor
+
+
+def _crops(ids: np.ndarray, length: int) -> np.ndarray:
+    """Every run of so many ids, (len(ids) - length + 1, length), without a copy: a file stays on disk."""
+    return np.lib.stride_tricks.sliding_window_view(np.asarray(ids), length)
 
 
 def _id_array(ids: Ids) -> np.ndarray | Shards:
