@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from labkit.analysis import perplexity
 from labkit.analysis.evaluate import summed_loss
 from labkit.config import SampleConfig, TrainConfig
-from labkit.device import autocast, best_device, choose_precision, seeded, set_threads, warn_if_slow
+from labkit.device import autocast, best_device, choose_precision, seeded, set_threads, tune, warn_if_slow
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
@@ -29,6 +29,7 @@ from labkit.training.events import (
     Step,
     TrainingDivergedError,
 )
+from labkit.training.feed import Fed, Feed
 from labkit.training.optimizer import build_optimizer, check_shapes, freeze
 from labkit.training.schedule import warmup_cosine, warmup_stable_decay
 from labkit.training.threads import settle_threads
@@ -71,8 +72,7 @@ class Trainer:
         self.threads, self.threads_from = config.threads, ""
         self.precision = choose_precision(config.precision, self.device)
         warn_if_slow(self.precision, self.device)
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32 for what is multiplied in float32
+        tune(self.device)
         self.config, self.tokenizer, self.prompt, self.source = config, tokenizer, prompt, source
         self.prompt_ids = _encode_prompt(tokenizer, prompt) if config.sample_every and tokenizer else []
 
@@ -80,6 +80,7 @@ class Trainer:
         context = model.config.context_length
         self.data = _batches(train, context, config)
         _check_shares(self.data.batch_size, self.ranks.world)
+        self.feed = Feed(self.data, self.device, self.ranks.rank, self.ranks.world)
         windows = val if isinstance(val, WindowDataset | SequenceDataset) else WindowDataset(val, context)
         count = config.eval_windows
         self.val_inputs, self.val_targets = next(windows.batches(count, limit=count))
@@ -161,8 +162,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * (group["peak"] / self.config.learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        inputs, targets = self.data.batch(self.step, rank=self.ranks.rank, world=self.ranks.world)
-        loss = self.ranks.sum(self._backward(inputs, targets).item()) / self.ranks.world
+        summed = self._backward(self.feed.batch(self.step))
+        if self.step + 1 < self.total_steps:
+            self.feed.prepare(self.step + 1)
+        loss = self.ranks.sum(summed.item()) / self.ranks.world
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # Combined is one in all it needs
         clip = self.config.grad_clip or math.inf
         grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip)).item()
@@ -173,27 +176,28 @@ class Trainer:
         self.step, self.val_loss = self.step + 1, None
         return Step(self.step, loss, learning_rate, grad_norm, self.step * self.data.tokens_per_step)
 
-    def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _backward(self, batch: Fed) -> Tensor:
         """Sum the gradients of the mean loss over all targets, in passes of micro_batch_size sequences.
 
         The gradients of all processes are averaged, so each counts its targets world times.
         """
-        size = self.config.micro_batch_size or len(inputs)
+        size = self.config.micro_batch_size or len(batch.inputs)
         world = self.ranks.world
-        counted = self.ranks.sum(int((targets != IGNORE).sum()))
+        counts = [int((part != IGNORE).sum()) for part in batch.host_targets.split(size)]
+        counted = self.ranks.sum(sum(counts))
         total = torch.zeros((), device=self.device)
-        passes = list(zip(inputs.split(size), targets.split(size), strict=True))
+        passes = list(zip(batch.inputs.split(size), batch.targets.split(size), counts, strict=True))
         seed = self.config.seed * 1_000_003 + self.step + self.ranks.rank * 2_654_435_761
         with seeded(seed, self.device):  # dropout
-            for number, (some_inputs, some_targets) in enumerate(passes, start=1):
-                share = world * int((some_targets != IGNORE).sum()) / counted if counted else 1.0
+            for number, (inputs, targets, count) in enumerate(passes, start=1):
+                share = world * count / counted if counted else 1.0
                 if not share:
                     if world == 1:
                         continue
-                    some_targets = some_inputs  # any: times 0, but every process takes every pass
+                    targets = inputs  # any: times 0, but every process takes every pass
                 with self.ranks.pass_(last=number == len(passes)):
                     with autocast(self.device, self.precision):
-                        loss = self._loss(some_inputs.to(self.device), some_targets.to(self.device)) * share
+                        loss = self._loss(inputs, targets) * share
                     self.scaler.scale(loss).backward()
                 total += loss.detach()
         return total
