@@ -17,7 +17,7 @@ def sweep(
     The same command again goes on where it was stopped and skips what has finished.
 
     Args:
-        file: A .toml file, or one that comes with labkit: report, base.
+        file: A .toml file, or one that comes with labkit: report, base, scaling.
         devices: Such as cuda:0,cuda:1: one experiment on each at a time.
         workers: Experiments at a time on the CPU, one thread each; as many as cores when not given.
         only: Names of experiments, such as baseline,lr_1e-3; all when not given.

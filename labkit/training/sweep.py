@@ -67,7 +67,7 @@ def sweep(
 ) -> pd.DataFrame:
     """Run the experiments of a sweep's file and return a table, one row per run.
 
-    file: a path, or the name of one that comes with labkit (report, base).  devices: such as ["cuda:0",
+    file: a path, or the name of a shipped one (report, base, scaling).  devices: such as ["cuda:0",
     "cuda:1"], one process each; else `workers` processes on the CPU, one thread each, as many as there are
     cores when not given.  only: names of experiments; those they start from are added.  smoke: a few steps
     of each, in runs of another name.  watch: is handed the jobs several times a second.
