@@ -13,6 +13,7 @@ Floats = NDArray[np.float64]
 
 _EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)
 """Where the search for alpha and beta begins."""
+_DELTA = 1e-3
 _STEPS = 3000
 _STILL = 1e-11
 """The search has ended when a hundred steps improve the objective by less than this part of it."""
@@ -64,43 +65,32 @@ KAPLAN = {"alpha": 0.076, "beta": 0.095, "share": 0.73}
 """Of a law without E, so alpha and beta are of another kind.  Source: Kaplan et al. (2020), section 1.2."""
 
 
-def fit_scaling_law(
-    parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, *, delta: float = 1e-3
-) -> ScalingLaw:
-    """The law that fits finished runs best: Huber's loss of the differences of log(loss), summed over runs.
+def fit_scaling_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike) -> ScalingLaw:
+    """The law that fits finished runs best: the least sum of Huber's loss of the differences of log(loss).
 
-    parameters, tokens, losses: one number per run; losses in nats per token.  delta: differences of
-    log(loss) up to this count squared, larger ones only in proportion, so that an odd run pulls less.
-    The search begins at many values of alpha and beta, with the E, A and B that are best there, and the best
-    end counts; the same data give the same law.
+    parameters, tokens, losses: one number per run; losses in nats per token.  Differences up to 1e-3 count
+    squared, larger ones only in proportion, so that an odd run pulls less.  The search begins at many values
+    of alpha and beta and the best end counts; the same data give the same law.
     Raises ValueError for fewer than 6 runs, 3 sizes or 3 numbers of tokens, and for values not above 0.
     Source: Hoffmann et al. (2022), section 3.3 and appendix D.4.
     """
-    runs = _Runs(parameters, tokens, losses, delta)
+    runs = _Runs(parameters, tokens, losses)
     starts = runs.starts()
     ends, values = runs.descend(starts, np.ones((len(starts), runs.count)))
     return runs.law(ends[values.argmin()])
 
 
 def bootstrap_scaling_law(
-    parameters: ArrayLike,
-    tokens: ArrayLike,
-    losses: ArrayLike,
-    *,
-    delta: float = 1e-3,
-    resamples: int = 500,
-    seed: int = 0,
+    parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, *, resamples: int = 500, seed: int = 0
 ) -> list[ScalingLaw]:
     """The laws that fit as many runs drawn from the runs with replacement: how sure the law is.
 
     Each search begins where the law of all runs is.  The rest: as for `fit_scaling_law`.
     Source: Efron (1979).
     """
-    runs = _Runs(parameters, tokens, losses, delta)
-    first = runs.position(fit_scaling_law(parameters, tokens, losses, delta=delta))
-    draws = np.random.default_rng(seed).multinomial(
-        runs.count, np.full(runs.count, 1 / runs.count), resamples
-    )
+    runs = _Runs(parameters, tokens, losses)
+    first = runs.position(fit_scaling_law(parameters, tokens, losses))
+    draws = np.random.default_rng(seed).multinomial(runs.count, [1 / runs.count] * runs.count, resamples)
     ends, _ = runs.descend(np.tile(first, (resamples, 1)), draws.astype(np.float64))
     return [runs.law(end) for end in ends]
 
@@ -118,22 +108,20 @@ class _Runs:
     log(loss) = log(exp(a - alpha log N) + exp(b - beta log D) + exp(e)), N and D over their mean logarithms.
     """
 
-    def __init__(self, parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, delta: float) -> None:
+    def __init__(self, parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike) -> None:
         arrays = [np.asarray(each, dtype=np.float64) for each in (parameters, tokens, losses)]
         for name, each in zip(("parameters", "tokens", "losses"), arrays, strict=True):
             if each.ndim != 1 or each.shape != arrays[2].shape:
                 raise ValueError(f"fit_scaling_law: {name} has shape {each.shape}; give one number per run.")
             if len(wrong := each[~((each > 0) & (each < np.inf))]):
                 raise ValueError(f"fit_scaling_law: {name} holds {wrong[0]}; all must be finite and above 0.")
-        self.count, self.delta = len(arrays[2]), delta
+        self.count = len(arrays[2])
         sizes, budgets = len(np.unique(arrays[0])), len(np.unique(arrays[1]))
         if self.count < 6 or sizes < 3 or budgets < 3:
             raise ValueError(
                 f"fit_scaling_law: {self.count} runs of {sizes} sizes and {budgets} numbers of tokens do not "
                 "settle five constants. Give at least 6 runs, 3 sizes and 3 numbers of tokens."
             )
-        if not delta > 0:
-            raise ValueError(f"fit_scaling_law: delta={delta} must be above 0 (usually 1e-3).")
         log_n, log_d, self.log_loss = (np.log(each) for each in arrays)
         self.mean_n, self.mean_d = log_n.mean(), log_d.mean()
         self.n, self.d = log_n - self.mean_n, log_d - self.mean_d
@@ -149,15 +137,10 @@ class _Runs:
         return np.array([a, law.alpha, b, law.beta, np.log(law.E)])
 
     def starts(self) -> Floats:
-        """For each pair of exponents the E, A and B of least squares, where they are positive."""
-        found = []
-        for alpha, beta in itertools.product(_EXPONENTS, repeat=2):
-            terms = np.stack([np.exp(-alpha * self.n), np.exp(-beta * self.d), np.ones(self.count)], -1)
-            relative = terms / np.exp(self.log_loss)[:, None]
-            sizes = np.linalg.lstsq(relative, np.ones(self.count), rcond=None)[0]
-            a, b, e = np.log(np.maximum(sizes, 0.01))
-            found.append((a, alpha, b, beta, e))
-        return np.array(found)
+        """Pairs of exponents, with half of the mean loss in E and a quarter in each of the other terms."""
+        loss = self.log_loss.mean()
+        pairs = itertools.product(_EXPONENTS, repeat=2)
+        return np.array([(loss - 1.4, alpha, loss - 1.4, beta, loss - 0.7) for alpha, beta in pairs])
 
     def descend(self, positions: Floats, weights: Floats) -> tuple[Floats, Floats]:
         """Where the search ends from each position, and the objective there.
@@ -192,8 +175,8 @@ class _Runs:
         slopes = np.stack([of_n, -of_n * self.n, of_d, -of_d * self.d, rest], -1)  # (searches, runs, 5)
         difference = predicted - self.log_loss
         size = np.abs(difference)
-        huber = np.where(size <= self.delta, size**2 / 2, self.delta * (size - self.delta / 2))
-        pull = weights * np.minimum(1, self.delta / np.maximum(size, self.delta))
+        huber = np.where(size <= _DELTA, size**2 / 2, _DELTA * (size - _DELTA / 2))
+        pull = weights * np.minimum(1, _DELTA / np.maximum(size, _DELTA))
         gradient = np.einsum("sr,srp->sp", pull * difference, slopes)
         curvature = np.einsum("sr,srp,srq->spq", pull, slopes, slopes, optimize=True)
         return (weights * huber).sum(-1), gradient, curvature
