@@ -19,7 +19,7 @@ export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test test-long notebooks checkpoint assets lint types unit nbval clean
+.PHONY: help lab test test-long notebooks bench checkpoint assets lint types unit nbval clean
 
 help: ## show this list
 	@echo 'make TARGET, where TARGET is'
@@ -38,6 +38,12 @@ test-long: $(TEST_STAMP) assets ## the slow tests: browser, kill and load tests
 
 notebooks: $(TEST_STAMP) assets ## execute the lessons in place; renews figures, log and journal
 	$(PY) scripts/execute_notebooks.py
+
+BENCH ?= $(sort $(filter-out machine reference keep_runs, $(basename $(notdir $(wildcard benchmarks/*.py)))))
+
+bench: $(TEST_STAMP) assets ## measure every claim about speed on a quiet machine (an hour or two); BENCH=train_step for one
+	@for name in $(BENCH); do echo "== $$name"; \
+	    env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(PY) benchmarks/$$name.py || exit 1; done
 
 checkpoint: assets ## train the model that comes with labkit anew (half an hour on one core)
 	$(PY) scripts/make_checkpoint.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -56,8 +57,12 @@ def _busy_seconds() -> float:
 
 
 def _own_seconds() -> float:
-    """Of this process and of those it started and waited for."""
-    return sum(os.times()[:4])
+    """Of this process and of those it started, waited for or still at work."""
+    at_work = 0.0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            at_work += sum(child.cpu_times()[:2])
+    return sum(os.times()[:4]) + at_work
 
 
 def alternately(
@@ -152,6 +157,10 @@ def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
 def save(name: str, result: dict[str, Any]) -> None:
     """Write results/NAME.json, and print the result as the last line."""
     RESULTS.mkdir(exist_ok=True)
-    result = {"benchmark": name} | result | {"hardware": hardware(), "versions": versions() | result.get("versions", {})}
+    result = (
+        {"benchmark": name}
+        | result
+        | {"hardware": hardware(), "versions": versions() | result.get("versions", {})}
+    )
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
