@@ -29,12 +29,13 @@ def orthogonalize(
     Sources: Jordan et al. (2024), "Muon"; coefficients: Amsel et al. (2025), "The Polar Express", section 3;
     iteration: Higham (2008), section 8.3.
     """
-    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-20)  # nothing overflows from here
-    wide = x if x.shape[-2] <= x.shape[-1] else x.mT
+    wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     gram = wide @ wide.mT  # (batch, rows, rows)
-    bound = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp(min=1e-20)
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].clamp(min=1e-30)
+    gram = gram / trace  # so that the squares in the next line neither vanish nor overflow
+    bound = torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True).clamp(min=1e-6)
     gram = gram / bound
-    product = bound.rsqrt()
+    product = (trace * bound).rsqrt()
     for number, (a, b, c) in enumerate(coefficients, start=1):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)  # a I + b gram + c gram gram
@@ -42,7 +43,7 @@ def orthogonalize(
         if number < len(coefficients):
             gram = factor @ gram @ factor
     result = product @ wide
-    return result if x.shape[-2] <= x.shape[-1] else result.mT
+    return result if matrices.shape[-2] <= matrices.shape[-1] else result.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,10 +67,11 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     same_shape.setdefault(parameter.shape, []).append(parameter)
             for shape, parameters in same_shape.items():
-                gradients = torch.stack([each.grad for each in parameters if each.grad is not None])
+                gradients = [each.grad for each in parameters if each.grad is not None]
                 momenta = [self._momentum(each) for each in parameters]
-                torch._foreach_lerp_(momenta, list(gradients.unbind()), 1 - group["momentum"])
-                update = orthogonalize(gradients.lerp(torch.stack(momenta), group["momentum"]))
+                torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+                update = orthogonalize(torch.stack(ahead))
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 torch._foreach_add_(parameters, list(update.unbind()), alpha=-group["lr"] * scale)
 
