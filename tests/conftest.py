@@ -8,6 +8,9 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+# One thread, as the Makefile says: then nothing is measured, and the user's cache stays as it is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A busy machine must not fail a property test, and CI must fail the same way twice.
 settings.register_profile(
     "labkit",

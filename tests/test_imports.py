@@ -22,8 +22,19 @@ def test_import_labkit_loads_nothing_heavy() -> None:
     assert loaded_after("import labkit") == set()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["doctor", "--help"]])
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+COMMANDS = ["fetch", "doctor", "encode", "train", "resume", "sample", "sweep", "export", "import", "runs"]
+COMMANDS += ["runs list", "runs show", "runs compare", "runs checkpoints"]
+
+
+def test_the_list_of_commands_is_whole() -> None:
+    from labkit.cli import app
+
+    assert {name.split()[0] for name in COMMANDS} == set(app._subcommands)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    arguments = [*command.split(), "--help"]
     code = f"""
 import contextlib, sys
 sys.argv = ["labkit", *{arguments!r}]

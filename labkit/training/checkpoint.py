@@ -29,8 +29,7 @@ from labkit.atomic import fresh_folder
 from labkit.config import GPTConfig, as_dict
 from labkit.model import GPT
 from labkit.training.sharding import SHARDS, read_shards, stored_weights
-from labkit.weights import assign
-from labkit.weights.mapping import empty_model
+from labkit.weights.mapping import assign, empty_model
 
 FORMAT = 2
 SUMS = "SHA256SUMS"

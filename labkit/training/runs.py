@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from labkit.atomic import flush, write_text_atomically
 from labkit.paths import output_dir
 from labkit.text import Tokenizer, load_tokenizer
@@ -100,6 +98,8 @@ class Run:
 
         Raises RuntimeError when another one holds it.
         """
+        from filelock import FileLock, Timeout
+
         try:
             with FileLock(self.path / ".lock", timeout=0, is_singleton=True):
                 yield

@@ -12,7 +12,6 @@ from torch import Tensor
 from labkit.config import DataConfig, GPTConfig, TrainConfig, as_dict
 from labkit.model import GPT
 from labkit.text import (
-    GPT2Tokenizer,
     SequenceDataset,
     Shards,
     Tokenizer,
@@ -129,6 +128,8 @@ def load_data(
 
 def _sequences(path: Path, context_length: int) -> tuple[Tokenizer, SequenceDataset, SequenceDataset]:
     """Sequences of GPT-2 ids, of which the last tenth is held out."""
+    from labkit.text import GPT2Tokenizer
+
     tokenizer = GPT2Tokenizer()
     end = tokenizer.eos_id or 0
     windows = load_token_sequences(path, context_length, pad_id=end)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -84,11 +83,13 @@ class SweepFile:
 
 
 def read_sweep(file: str | Path) -> SweepFile:
-    """Read and check a sweep's file: a path, or the name of one that comes with labkit (report, base).
+    """Read and check a sweep's file: a path, or the name of a shipped one (report, base, scaling).
 
     data.sequences may name several files: the first that exists is trained on, in place of the corpus.
     Raises SweepError, naming file, experiment and field, before anything runs.
     """
+    import tomllib
+
     path = _find(file)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

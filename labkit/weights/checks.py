@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from labkit.model import GPT, evaluating
-from labkit.text import Tokenizer, UnsupportedTokenizerError
+from labkit.text import Tokenizer
 
 
 def check_sizes(shape: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -59,6 +59,8 @@ def fitting_tokenizer(load: Callable[[], Tokenizer | None], model: GPT, source: 
 
     Raises ValueError, naming the source, for a damaged one, and for one with more ids than the model.
     """
+    from labkit.text import UnsupportedTokenizerError
+
     try:
         tokenizer = load()
     except UnsupportedTokenizerError as error:
