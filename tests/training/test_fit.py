@@ -36,8 +36,8 @@ def trainer(**settings: Any) -> Trainer:
 
 
 def during_step(some: Trainer, step: int, do: Any) -> None:
-    """Call `do` in the forward pass of this training step (counted from 0); it may replace the logits."""
-    some.model.register_forward_hook(
+    """Call `do` in the forward pass of this training step (counted from 0); it may replace what the output layer reads."""
+    some.model.norm.register_forward_hook(
         lambda module, args, output: do(output) if module.training and some.step == step else None
     )
 

@@ -101,7 +101,7 @@ def _ctrl_c() -> Iterator[None]:
 
 
 def during(trainer: Trainer, step: int, do: Callable[[Any], Any]) -> None:
-    """Call `do` once, in a forward pass of this training step (from 0); it may replace the logits."""
+    """Call `do` once, in a forward pass of this training step (from 0); it may replace what the output layer reads."""
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         if module.training and trainer.step == step:
@@ -109,7 +109,7 @@ def during(trainer: Trainer, step: int, do: Callable[[Any], Any]) -> None:
             return do(output)
         return None
 
-    once = trainer.model.register_forward_hook(hook)
+    once = trainer.model.norm.register_forward_hook(hook)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.analysis import evaluate_loss
@@ -289,12 +289,12 @@ def test_frozen_parameters_stay_as_they_are() -> None:
 
 
 def at_step(some: Trainer, step: int, do: Callable[[], float]) -> None:
-    """Multiply the logits of this training step (counted from 0) by what `do` returns."""
+    """Multiply what the output layer reads at this training step (counted from 0) by what `do` returns."""
 
-    def hook(module: GPT, args: object, output: Tensor) -> Tensor | None:
+    def hook(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
         return output * do() if module.training and some.step == step else None
 
-    some.model.register_forward_hook(hook)
+    some.model.norm.register_forward_hook(hook)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
