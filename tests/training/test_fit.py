@@ -36,7 +36,7 @@ def trainer(**settings: Any) -> Trainer:
 
 
 def during_step(some: Trainer, step: int, do: Any) -> None:
-    """Call `do` in the forward pass of this training step (counted from 0); it may replace what the output layer reads."""
+    """Call `do` in the forward pass of this training step (counted from 0); its result may be replaced."""
     some.model.norm.register_forward_hook(
         lambda module, args, output: do(output) if module.training and some.step == step else None
     )

@@ -101,7 +101,7 @@ def _ctrl_c() -> Iterator[None]:
 
 
 def during(trainer: Trainer, step: int, do: Callable[[Any], Any]) -> None:
-    """Call `do` once, in a forward pass of this training step (from 0); it may replace what the output layer reads."""
+    """Call `do` once, in a forward pass of this training step (from 0); its result may be replaced."""
 
     def hook(module: Any, args: Any, output: Any) -> Any:
         if module.training and trainer.step == step:
