@@ -51,7 +51,7 @@ class Recipe:
 def recipes() -> dict[str, Recipe]:
     """The recipe and tuned AdamW, each with learned and with rotary positions; two further changes."""
     fast = TrainConfig.preset("fast")
-    adamw = replace(TrainConfig.preset("reference"), learning_rate=5e-3, warmup_steps=50)
+    adamw = replace(TrainConfig.preset("reference"), learning_rate=5e-3, warmup_steps=None)
     rotary = {"positions": "rotary"}
     modern = rotary | {"norm": "rmsnorm", "bias": False, "qkv_bias": False}
     short = replace(fast, max_steps=ROTARY_STEPS)
