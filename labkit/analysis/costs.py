@@ -96,9 +96,11 @@ def training_memory(
                   norms. No seq**2: scaled_dot_product_attention computes the scores again. With activation
                   checkpointing, each block's input, and all of one block.
     loss          three times a chunk of logits, with their probabilities and gradients, and in half
-                  precision twice more in 2 bytes; the output layer's input and its gradient; where there is
-                  more than a chunk, also the output layer's gradient, which the forward pass computes.
+                  precision twice more in 2 bytes; the output layer's input and its gradient; above 2**22
+                  logits also the output layer's gradient, which the forward pass computes.
 
+    All of it is held at the end of a forward pass when gradients of an earlier one are there; a step of one
+    pass has none yet, and stays below the sum.
     fsdp divides weights, gradients and moments by the devices; embeddings and head and two blocks are whole
     while they compute. Not counted: dropout (masks; in attention it keeps the scores), what an operation or
     the optimizer's step needs for a moment, what allocator and driver take: leave a tenth of a device free.

@@ -14,9 +14,9 @@ Floats = NDArray[np.float64]
 _EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)
 """Where the search for alpha and beta begins."""
 _DELTA = 1e-3
-_STEPS = 3000
-_STILL = 1e-11
-"""The search has ended when a hundred steps improve the objective by less than this part of it."""
+"""Up to this difference of log(loss) Huber's loss is a square."""
+_STEPS, _STILL = 3000, 1e-11
+"""The search ends after so many steps, or when a hundred improve the objective by less than this part."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ PUBLISHED = {
     "Hoffmann et al. (2022)": ScalingLaw(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28),
     "Besiroglu et al. (2024)": ScalingLaw(E=1.82, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658),
 }
-"""For subwords, and models of 44 million to 16 billion weights. The second fits data of the first again."""
+"""For subwords, and models of 70 million to 16 billion weights. The second fits data of the first again."""
 
 KAPLAN = {"alpha": 0.076, "beta": 0.095, "share": 0.73}
 """Of a law without E, so alpha and beta are of another kind.  Source: Kaplan et al. (2020), section 1.2."""
@@ -72,7 +72,7 @@ def fit_scaling_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike)
     squared, larger ones only in proportion, so that an odd run pulls less.  The search begins at many values
     of alpha and beta and the best end counts; the same data give the same law.
     Raises ValueError for fewer than 6 runs, 3 sizes or 3 numbers of tokens, and for values not above 0.
-    Source: Hoffmann et al. (2022), section 3.3 and appendix D.4.
+    Source: Hoffmann et al. (2022), section 3.3.
     """
     runs = _Runs(parameters, tokens, losses)
     starts = runs.starts()

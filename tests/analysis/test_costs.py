@@ -48,9 +48,10 @@ def model_of(config: GPTConfig, *, checkpointing: bool = False) -> tuple[GPT, Te
 # Parameters and operations
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_are_counted_without_a_model(variant: str) -> None:
-    config = config_of(variant, d_ff=31)
+def test_parameters_are_counted_without_a_model(variant: str, activation: str) -> None:
+    config = config_of(variant, d_ff=31, activation=activation)
     model = GPT(config)
     assert parameter_count(config) == model.num_parameters()
     inside = sum(each.numel() for each in [*model.blocks.parameters(), *model.norm.parameters()])
@@ -158,7 +159,7 @@ class Held(TorchDispatchMode):
     ],
 )
 def test_a_step_holds_what_the_parts_say(changes: dict[str, Any], checkpointing: bool) -> None:
-    """Beside weights and moments: activations and loss at least, gradients too at most."""
+    """Beside weights and moments: activations and loss; with checkpointing, gradients overlap with them."""
     sizes = {"vocab_size": 13, "context_length": 47, "d_model": 40, "n_layers": 3, "n_heads": 2}
     config = GPTConfig(**sizes | changes)
     model, ids = model_of(config, checkpointing=checkpointing)
@@ -166,7 +167,8 @@ def test_a_step_holds_what_the_parts_say(changes: dict[str, Any], checkpointing:
         model.loss(ids, ids).backward()
     parts = training_memory(config, BATCH, activation_checkpointing=checkpointing, device="cpu")
     forward = parts["activations"] + parts["loss"]
-    assert 0.93 * forward < held.peak < 1.03 * (forward + parts["gradients"])
+    overlap = parts["gradients"] if checkpointing else 0
+    assert 0.95 * forward < held.peak < 1.06 * forward + overlap
 
 
 def test_adamw_needs_sixteen_bytes_a_parameter_and_muon_fewer() -> None:
