@@ -9,19 +9,27 @@ import torch
 from torch import Tensor
 
 import labkit.device
+import labkit.model.loss
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.device import choose_precision
-from labkit.text import SequenceDataset, WindowDataset
-from labkit.training import Step, Trainer, TrainingDivergedError
+from labkit.text import CharTokenizer, SequenceDataset, WindowDataset
+from labkit.training import Evaluation, Sample, Step, Trainer, TrainingDivergedError
 
 IDS = torch.arange(600) * 7 % 13
 SHAPE: dict[str, Any] = {"vocab_size": 13, "context_length": 7, "d_model": 12, "n_layers": 3, "n_heads": 2}
 
 
-def trainer(data: Any = IDS, shape: dict[str, Any] | None = None, **settings: Any) -> Trainer:
+def trainer(
+    data: Any = IDS,
+    shape: dict[str, Any] | None = None,
+    tokenizer: CharTokenizer | None = None,
+    **settings: Any,
+) -> Trainer:
     torch.manual_seed(1)
     config = {"max_steps": 5, "batch_size": 12, "eval_windows": 5, "precision": "fp32"} | settings
-    return Trainer(GPT(GPTConfig(**SHAPE | (shape or {}))), data, IDS[:90], TrainConfig(**config))
+    model = GPT(GPTConfig(**SHAPE | (shape or {})))
+    prompt = "a" if tokenizer else ""
+    return Trainer(model, data, IDS[:90], TrainConfig(**config), tokenizer=tokenizer, prompt=prompt)
 
 
 def steps(some: Trainer) -> list[Step]:
@@ -98,11 +106,28 @@ def test_activation_checkpointing_keeps_less(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.long
-def test_compiled_training_gives_the_same_losses_and_saves_plain_names() -> None:
-    plain, compiled = trainer(), trainer(compile=True)
-    for one, two in zip(steps(plain), steps(compiled), strict=True):
-        assert one.loss == pytest.approx(two.loss, abs=1e-5)
-    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+@pytest.mark.parametrize("small", [0, 10**6], ids=["chunked loss", "plain loss"])
+def test_compiled_training_evaluates_and_samples_on_the_way_and_gives_the_same(
+    small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labkit.model.loss, "SMALL", small)
+    monkeypatch.setitem(labkit.model.loss.CHUNK, "cpu", 30 * 16)  # 30 of 84 rows
+    torch.compiler.reset()
+    tokenizer = CharTokenizer("abcdefghijklm")
+    told = []
+    for compiled in (False, True):
+        some = trainer(compile=compiled, eval_every=2, sample_every=2, sample_tokens=9, tokenizer=tokenizer)
+        told.append((list(some.events()), some.model.state_dict().keys()))
+    (plain, names), (other, other_names) = told
+    assert names == other_names, "a compiled model saves names of its own"
+    assert [type(event) for event in plain] == [type(event) for event in other]
+    for one, two in zip(plain, other, strict=True):
+        if isinstance(one, Step):
+            assert two.loss == pytest.approx(one.loss, abs=1e-5)
+        if isinstance(one, Evaluation):
+            assert two.val_loss == pytest.approx(one.val_loss, abs=1e-5)
+        if isinstance(one, Sample):
+            assert two.text == one.text
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
