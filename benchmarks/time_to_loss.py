@@ -276,7 +276,7 @@ def main() -> None:
         print(
             f"{name:<36}{row['steps']:>6}{row['final_loss']['median']:>12}"
             f"{row['seconds_to_target']['median'] or 'never':>13}{ratio['median'] or '':>14}   "
-            f"{ratio['low']} to {ratio['high']}"
+            f"{ratio['low'] or 'never'} to {ratio['high'] or 'never'}"
         )
     figure = draw(curves)
     if quick:
