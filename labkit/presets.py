@@ -70,7 +70,7 @@ TRAIN_PRESETS: dict[str, dict[str, Any]] = {
     # With rotary positions it ends as low in a fraction of the time, with learned ones it takes about 600
     # steps to: `benchmarks/time_to_loss.py`.
     "fast": {
-        "max_steps": 360,
+        "max_steps": 400,
         "batch_size": 12,
         "optimizer": "muon",
         "muon_learning_rate": 0.03,
