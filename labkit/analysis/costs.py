@@ -95,9 +95,9 @@ def training_memory(
                   hidden features before and after GELU; a logarithm per head; mean and deviation of two
                   norms. No seq**2: scaled_dot_product_attention computes the scores again. With activation
                   checkpointing, each block's input, and all of one block.
-    loss          three times a chunk of logits, with their probabilities and gradients, and in half
-                  precision twice more in 2 bytes; the output layer's input and its gradient; above 2**22
-                  logits also the output layer's gradient, which the forward pass computes.
+    loss          12 a logit, with its probability and gradient. Above 2**22 logits, in chunks: 8 a logit of a
+                  chunk, or 16 in half precision, and the output layer's gradient, which the forward pass
+                  computes. In either case that layer's input and its gradient.
 
     All of it is held at the end of a forward pass when gradients of an earlier one are there; a step of one
     pass has none yet, and stays below the sum.
@@ -127,15 +127,16 @@ def training_memory(
     norm, block = _kept(config, half)
     inputs = config.n_layers - 1 if activation_checkpointing else 0
     logits = tokens * config.vocab_size
-    chunk = logits // -(-logits // CHUNK[device])
+    loss = 3 * FULL * logits
+    if logits > SMALL:
+        chunk = logits // -(-logits // CHUNK[device])
+        loss = (4 if half else 2) * FULL * chunk + FULL * head
     return {
         "weights": weights,
         "gradients": gradients,
         "optimizer": moments,
         "activations": tokens * (inputs * stream + (config.n_layers - inputs) * block + norm + IDS),
-        "loss": chunk * (3 * FULL + half * 2 * HALF)
-        + tokens * 2 * stream
-        + (FULL * head if logits > SMALL else 0),
+        "loss": loss + tokens * 2 * stream,
     }
 
 
