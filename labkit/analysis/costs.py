@@ -96,7 +96,7 @@ def training_memory(
                   norms. No seq**2: scaled_dot_product_attention computes the scores again. With activation
                   checkpointing, each block's input, and all of one block.
     loss          12 a logit, with its probability and gradient. Above 2**22 logits, in chunks: 8 a logit of a
-                  chunk, or 16 in half precision, and the output layer's gradient, which the forward pass
+                  chunk, or 10 in half precision, and the output layer's gradient, which the forward pass
                   computes. In either case that layer's input and its gradient.
 
     All of it is held at the end of a forward pass when gradients of an earlier one are there; a step of one
@@ -130,7 +130,7 @@ def training_memory(
     loss = 3 * FULL * logits
     if logits > SMALL:
         chunk = logits // -(-logits // CHUNK[device])
-        loss = (4 if half else 2) * FULL * chunk + FULL * head
+        loss = (10 if half else 8) * chunk + FULL * head
     return {
         "weights": weights,
         "gradients": gradients,
