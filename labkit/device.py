@@ -221,4 +221,4 @@ def tune(device: torch.device) -> None:
         with suppress(OSError, AttributeError):  # another C library than glibc
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-            mallopt(-3, 2**24)  # M_MMAP_THRESHOLD: larger pieces would tear holes into what is kept
+            mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest

@@ -84,15 +84,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight.addmm_(slopes.T, (x * (counted * scale)).to(dtype))
             else:  # scaled after the product: half precision has no room for x / count
                 grad_weight += (slopes.T @ (x * counted.to(dtype))) * scale
-        ctx.gradients = grad_hidden, grad_weight
+        ctx.save_for_backward(grad_hidden, grad_weight)
         return loss * scale
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        on_cpu = grad_output.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_cpu and grad_output.item() == 1:  # as almost always: spares a pass over the whole matrix
-            return *ctx.gradients, None, None, None, None
-        scaled = (None if each is None else each * grad_output for each in ctx.gradients)
+        gradients = ctx.saved_tensors
+        if grad_output.device.type == "cpu" and not torch.compiler.is_compiling():
+            # As almost always: handed over as they are, unless the graph is kept to go backward again.
+            once = not torch._C._autograd._get_current_graph_task_keep_graph()
+            if once and grad_output.item() == 1:
+                return *gradients, None, None, None, None
+        scaled = (None if each is None else each * grad_output for each in gradients)
         return *scaled, None, None, None, None
 
 

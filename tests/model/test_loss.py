@@ -186,3 +186,25 @@ def test_logits_are_held_all_at_once_only_where_they_are_few(
     )
     linear_cross_entropy(hidden, weight, targets)
     assert rows == ([] if size else [4, 4, 4, 4, 4, 3])
+
+
+def test_going_backward_twice_gives_the_same_gradients_twice() -> None:
+    hidden, weight, targets = numbers()
+    loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward(retain_graph=True)
+    first = weight.grad.clone()
+    weight.grad.mul_(0.5)  # as clipping does, in place
+    hidden.grad = weight.grad = None
+    loss.backward()
+    assert torch.equal(weight.grad, first)
+
+
+def test_the_gradient_of_the_weights_is_handed_over_and_not_copied() -> None:
+    hidden, weight, targets = numbers()
+    made = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda each: made.append(each.data_ptr()) or each, lambda each: each
+    ):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    assert weight.grad.data_ptr() in made
