@@ -93,6 +93,7 @@ class Trainer:
         freeze(model, config.freeze)
         loss = self.ranks.wrap(model, config, self.precision)
         self.optimizer = build_optimizer(model, config)
+        self._trained = [each for each in model.parameters() if each.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._loss = torch.compile(loss) if config.compile else loss
         self.step = 0
@@ -157,7 +158,8 @@ class Trainer:
         return self._sample() if name == "sample" else Checkpoint(self.step)
 
     def _train_step(self) -> Step:
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         learning_rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * (group["peak"] / self.config.learning_rate)
@@ -168,7 +170,7 @@ class Trainer:
         loss = self.ranks.sum(summed.item()) / self.ranks.world
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # Combined is one in all it needs
         clip = self.config.grad_clip or math.inf
-        grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip)).item()
+        grad_norm = whole(nn.utils.clip_grad_norm_(self._trained, clip)).item()
         if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self._scale_can_fall()):
             raise TrainingDivergedError(self._divergence_message(loss, grad_norm, learning_rate))
         self.scaler.step(self.optimizer)  # type: ignore[arg-type]
