@@ -173,7 +173,7 @@ class TokenStream(Batches):
             )
         self._crops = None if isinstance(self._data, Shards) else _crops(self._data, context_length + 1)
         self._block = max(1, 2**15 // batch_size)
-        self._starts: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._starts: tuple[int | None, np.ndarray] = (None, np.empty(0))
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         number, place = divmod(step, self._block)
