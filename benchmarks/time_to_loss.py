@@ -37,7 +37,7 @@ from labkit.ui import COLOURS, new_figure
 SEEDS = (0, 1, 2)
 WINDOWS = 512
 REFERENCE, FAST, ROTARY, TUNED = "reference", "fast", "fast, rotary", "AdamW, tuned"
-FIGURE = RESULTS / "time_to_loss.png"
+FIGURE = RESULTS.parents[1] / "visualizations" / "time_to_loss.png"
 
 
 @dataclass(frozen=True)
