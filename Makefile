@@ -39,7 +39,7 @@ test-long: $(TEST_STAMP) assets ## the slow tests: browser, kill and load tests
 notebooks: $(TEST_STAMP) assets ## execute the lessons in place; renews figures, log and journal
 	$(PY) scripts/execute_notebooks.py
 
-BENCH ?= $(sort $(filter-out machine reference keep_runs, $(basename $(notdir $(wildcard benchmarks/*.py)))))
+BENCH ?= $(sort $(filter-out machine reference their_gpt2 keep_runs, $(basename $(notdir $(wildcard benchmarks/*.py)))))
 
 bench: $(TEST_STAMP) assets ## measure every claim about speed on a quiet machine (an hour or two); BENCH=train_step for one
 	@for name in $(BENCH); do echo "== $$name"; \

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
-from machine import OtherLoad, alternately, ratio, save
+from machine import OtherLoad, alternately, ratio, read_bandwidth, save
+from their_gpt2 import build_gpt2
 from torch import Tensor, nn
 
 from labkit import GPT, GPTConfig, SampleConfig
@@ -150,41 +150,10 @@ def step_bytes(model: GPT, batch: int, length: int) -> float:
     return weights + cache
 
 
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes per second of the faster of two ways to read a gigabyte once: a sum, and products with a row."""
-    matrices = torch.randn(64, 4096, 1024, device=device)
-    row = torch.randn(1, 1024, device=device)
-
-    def products() -> None:
-        for matrix in matrices:
-            torch.nn.functional.linear(row, matrix)
-
-    best = float("inf")
-    with torch.inference_mode():
-        for way in [matrices.sum, products] * 7:
-            began = time.perf_counter()
-            way()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - began)
-    return matrices.nbytes / best
-
-
 def same_gpt2(model: GPT) -> nn.Module:
     """transformers' GPT-2 with this model's weights."""
     config = model.config
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context_length,
-            n_embd=config.d_model,
-            n_layer=config.n_layers,
-            n_head=config.n_heads,
-            activation_function="gelu" if config.activation == "gelu" else "gelu_new",  # as GPT-2's own
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).eval()
+    theirs = build_gpt2(config).eval()
     inner = theirs.transformer
     pairs = [(inner.wte, model.token_embedding), (inner.ln_f, model.norm)]
     with torch.no_grad():

@@ -127,14 +127,24 @@ def matmul_limit(threads: int, shapes: dict[str, tuple[int, int, int]] | None = 
     return rates
 
 
-def read_limit(threads: int) -> float:
-    """GB/s of reading a gigabyte once, summing it up: the best of several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    numbers = torch.randn(2**28)
-    rate = numbers.nbytes / _best(numbers.sum, 7) / 1e9
-    torch.set_num_threads(before)
-    return round(rate, 1)
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of the faster of two ways to read a gigabyte once: a sum, and products with a row."""
+    matrices = torch.randn(64, 4096, 1024, device=device)
+    row = torch.randn(1, 1024, device=device)
+
+    def products() -> None:
+        for matrix in matrices:
+            torch.nn.functional.linear(row, matrix)
+
+    best = float("inf")
+    with torch.inference_mode():
+        for way in [matrices.sum, products] * 7:
+            began = time.perf_counter()
+            way()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - began)
+    return matrices.nbytes / best
 
 
 def _best(call: Callable[[], Any], repeats: int) -> float:

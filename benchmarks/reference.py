@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,18 @@ class Shape:
     n_layers: int = 4
     n_heads: int = 4
     tied: bool = True
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """The shape of a labkit configuration."""
+        return cls(
+            vocab_size=config.vocab_size,
+            context_length=config.context_length,
+            d_model=config.d_model,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            tied=config.tie_weights,
+        )
 
 
 class Attention(nn.Module):

@@ -149,18 +149,7 @@ def build(name: str, setting: dict[str, Any], threads: int, device: str) -> tupl
         trainer = Trainer(model, ids, ids[:5000].astype(np.int64), train, device=device)  # type: ignore[arg-type]
         events = (event for event in trainer.events() if isinstance(event, Step))
         return lambda: next(events), model.num_parameters()  # type: ignore[operator]
-    if name == "reference":
-        shape = Shape(
-            vocab_size=config.vocab_size,
-            context_length=config.context_length,
-            d_model=config.d_model,
-            n_layers=config.n_layers,
-            n_heads=config.n_heads,
-            tied=config.tie_weights,
-        )
-        model = ReferenceGPT(shape)
-    else:
-        model = TheirGPT2(config)
+    model = ReferenceGPT(Shape.of(config)) if name == "reference" else TheirGPT2(config)
     parameters = sum(each.numel() for each in model.parameters())
     if on_cuda:
         model = OnGPU(model.cuda())
@@ -190,24 +179,9 @@ class TheirGPT2(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        import transformers
+        from their_gpt2 import build_gpt2  # transformers takes seconds to import, in this process alone
 
-        self.model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=config.vocab_size,
-                n_positions=config.context_length,
-                n_embd=config.d_model,
-                n_layer=config.n_layers,
-                n_head=config.n_heads,
-                activation_function="gelu",
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                tie_word_embeddings=config.tie_weights,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        )
+        self.model = build_gpt2(config)
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         return self.model(ids, labels=ids).loss  # it shifts them itself

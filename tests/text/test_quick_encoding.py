@@ -4,33 +4,16 @@ import threading
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from labkit.text import GPT2Tokenizer, asset_path, bpe, load_corpus, train_bpe
+from labkit.text import bpe, load_corpus, train_bpe
 
 # White space of every kind and length between words, numbers, marks and contractions. U+001C is white space
 # to Python and to nobody else; letters of Unicode 10 at the latest, where the libraries agree.
 PARTS = ["word", "'ll", "'S", "é", "日本", "3", "1234", ",", "!?", "<|endoftext|>", "\u0301", "\x1c", "😀"]
 SPACES = [" ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "  ", "\n\n", "   ", "\n\n\n", " \n ", "\t "]
 hard = st.lists(st.sampled_from(PARTS + SPACES), max_size=40).map("".join)
-
-
-@pytest.fixture(scope="module")
-def gpt2() -> GPT2Tokenizer:
-    return GPT2Tokenizer()
-
-
-@pytest.fixture(scope="module")
-def reference() -> tokenizers.Tokenizer:
-    """GPT-2 by the `tokenizers` library, from the same two files."""
-    folder = asset_path("gpt2-tokenizer")
-    vocabulary = folder / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
-    merges = folder / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return tokenizer
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from labkit.text import (
     END_OF_TEXT,
     CharTokenizer,
-    GPT2Tokenizer,
     Tokenizer,
-    asset_path,
     load_corpus,
     load_tokenizer,
     train_bpe,
@@ -49,22 +47,6 @@ letters = st.text(
     ),
     max_size=60,
 )
-
-
-@pytest.fixture(scope="module")
-def gpt2() -> GPT2Tokenizer:
-    return GPT2Tokenizer()
-
-
-@pytest.fixture(scope="module")
-def reference() -> tokenizers.Tokenizer:
-    """GPT-2 by the `tokenizers` library, from the same two files."""
-    folder = asset_path("gpt2-tokenizer")
-    vocabulary = folder / "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"
-    merges = folder / "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

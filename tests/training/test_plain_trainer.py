@@ -22,16 +22,7 @@ IDS = torch.randint(VOCAB, (3000,), generator=torch.Generator().manual_seed(2))
 
 def plain_copy(model: GPT) -> reference.ReferenceGPT:
     """The plain model with the same weights."""
-    config = model.config
-    shape = reference.Shape(
-        vocab_size=config.vocab_size,
-        context_length=config.context_length,
-        d_model=config.d_model,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        tied=config.tie_weights,
-    )
-    plain = reference.ReferenceGPT(shape)
+    plain = reference.ReferenceGPT(reference.Shape.of(model.config))
     ours, theirs = model.state_dict(), {}
     for name in plain.state_dict():
         if "qkv" in name:
