@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Generator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +25,8 @@ from labkit.ui.sampling_stages import (
     sampling_stages,
     token_label,
 )
+from labkit.ui.widget_files import css, javascript
 
-STATIC = Path(__file__).parent / "static"
 PAUSE = 0.25
 
 
@@ -44,8 +43,8 @@ class SamplingPlayground(PlaygroundTraits):
     seed always give the same text.
     """
 
-    _esm = STATIC / "playground.js"
-    _css = STATIC / "playground.css"
+    _esm = javascript("playground")
+    _css = css("playground")
 
     def __init__(
         self,

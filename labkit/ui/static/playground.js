@@ -20,32 +20,6 @@ const FINISHES = {
   stop: "it came to a stop string",
   stopped: "stopped by you",
 };
-const FOCUSABLE = ["input", "select", "textarea", "button", "summary"];
-let views = 0;
-
-function h(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== undefined) node.setAttribute(name, value);
-  }
-  // JupyterLab would take arrow keys, Enter and letters for its own.
-  if (FOCUSABLE.includes(tag) || "tabindex" in attributes) node.dataset.lmSuppressShortcuts = "true";
-  node.append(...children); // strings become text nodes
-  return node;
-}
-
-const blanks = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎").replaceAll("\t", "⇥");
-
-function probability(value) {
-  if (value === 0) return "0";
-  return value < 0.0005 ? "<0.001" : value.toFixed(3);
-}
-
-// A number as Python should see it; what is no number goes there as it is, and comes back as a message.
-function typed(text) {
-  return text.trim() === "" || Number.isNaN(Number(text)) ? text : Number(text);
-}
 
 // Whole numbers from 1 to the vocabulary, first one by one and then 5 % apart.
 function topKStops(vocab) {
@@ -67,12 +41,6 @@ function sliderScale(setting, vocab) {
   return { min: 0, max: stops.length - 1, step: 1, value: (at) => stops[at], position };
 }
 
-// When a box is left or Enter pressed in it; JupyterLab keeps browsers from making that a change.
-function onCommit(input, commit) {
-  input.addEventListener("change", commit);
-  input.addEventListener("keydown", (event) => event.key === "Enter" && input.tagName === "INPUT" && commit());
-}
-
 // One setting: a slider that updates while it moves, and a number box that updates when it is left.
 function control(view, setting, suffix, column) {
   const trait = setting.name + suffix;
@@ -82,7 +50,7 @@ function control(view, setting, suffix, column) {
   const box = h("input", {
     type: "number", step: "any", "data-trait": trait, "aria-label": `${setting.label}${column}, as a number`,
   });
-  const name = column ? h("span", { class: "lp-hidden" }, column) : "";
+  const name = column ? h("span", { class: "lk-hidden" }, column) : "";
   const label = h("label", { for: id }, setting.label, name);
   let scale = sliderScale(setting, 2);
   const put = (value) => {
@@ -121,7 +89,7 @@ function field(view, trait, label, input, { read = (text) => text, show = String
     if (input.value !== value) input.value = value;
     input.setAttribute("aria-invalid", String(view.model.get("invalid") === trait));
   });
-  return h("div", { class: "lp-field" }, h("label", { for: id }, label), input);
+  return h("div", { class: "lk-field" }, h("label", { for: id }, label), input);
 }
 
 function modelField(view) {
@@ -143,7 +111,7 @@ function moreFields(view) {
   const number = () => h("input", { type: "number", step: "any" });
   return h(
     "details", {}, h("summary", {}, "Seed, length and stop strings"),
-    h("div", { class: "lp-fields" },
+    h("div", { class: "lk-fields" },
       field(view, "seed", "Seed", number(), { read: typed }),
       field(view, "max_new_tokens", "Tokens to write at most", number(), { read: typed }),
       field(view, "stop", "Stop strings, one a line (\\n is a line break)", h("textarea", { rows: 2 }), stops)),
@@ -162,7 +130,7 @@ function buttons(view) {
   const compare = button("Compare two settings", () => put("compare", !model.get("compare")));
   view.on(["compare"], () => compare.setAttribute("aria-pressed", String(model.get("compare"))));
   return h(
-    "div", { class: "lp-buttons" }, button("Write", ask("write")), button("Stop", ask("halt")),
+    "div", { class: "lk-buttons" }, button("Write", ask("write")), button("Stop", ask("halt")),
     button("Another text", another), button("Draw 1,000", ask("draw")), compare,
   );
 }
@@ -200,7 +168,7 @@ function tableHead(distribution) {
     const bits = `${distribution.entropy[name].toFixed(2)} bits ≈ ${distribution.effective[name].toFixed(1)} tokens`;
     const exact = { "data-entropy": distribution.entropy[name], "data-effective": distribution.effective[name] };
     return h("th", { scope: "col", "data-stage": name, ...exact },
-      title, h("span", { class: "lp-small", title: "entropy, and as many equally likely tokens" }, bits));
+      title, h("span", { class: "lk-small", title: "entropy, and as many equally likely tokens" }, bits));
   });
   return h("tr", {}, h("th", { scope: "col" }, "Token"), ...heads, h("th", { scope: "col" }, "Drawn"));
 }
@@ -235,7 +203,7 @@ function distributionTable(view, suffix) {
   const { model } = view;
   const [head, body, foot] = [h("thead"), h("tbody"), h("tfoot")];
   const caption = h("caption");
-  const legend = h("p", { class: "lp-small lp-legend" });
+  const legend = h("p", { class: "lk-small lp-legend" });
   const update = () => {
     const distribution = model.get(`distribution${suffix}`);
     const counts = model.get(`counts${suffix}`);
@@ -339,7 +307,7 @@ function surpriseLegend() {
   const names = ["under 1", "1 to 3", "3 to 6", "6 to 10", "10 and more"];
   const swatches = names.map((name, number) =>
     h("span", { class: `lp-swatch lp-surprise-${number}` }, name));
-  return h("p", { class: "lp-small" }, "Surprise in bits: ", ...swatches);
+  return h("p", { class: "lk-small" }, "Surprise in bits: ", ...swatches);
 }
 
 function columnBox(view, suffix) {
@@ -359,39 +327,27 @@ function columnBox(view, suffix) {
 
 function messages(view) {
   const { model } = view;
-  const error = h("p", { role: "alert", class: "lp-error" });
-  const status = h("p", { role: "status", class: "lp-status" });
+  const error = h("p", { role: "alert", class: "lk-error" });
+  const status = h("p", { role: "status", class: "lk-status" });
   view.on(["error"], () => { error.textContent = model.get("error"); });
   view.on(["writing", "notice"], () => {
     status.textContent = `${model.get("writing") ? "Writing …" : "Ready."} ${model.get("notice")}`;
   });
-  return h("div", { class: "lp-messages" }, error, status);
+  return h("div", { class: "lk-messages" }, error, status);
 }
 
 function render({ model, el }) {
-  const listeners = [];
-  views += 1;
-  const view = {
-    model,
-    id: `lp-${views}-${Math.floor(Math.random() * 1e9)}`,
-    on(traits, update) {
-      for (const trait of traits) {
-        model.on(`change:${trait}`, update);
-        listeners.push([`change:${trait}`, update]);
-      }
-      update();
-    },
-  };
-  const root = h("section", { class: "labkit-playground", "aria-label": "Sampling playground" });
+  const view = newView(model);
+  const root = h("section", { class: "labkit-widget labkit-playground", "aria-label": "Sampling playground" });
   root.append(
-    h("div", { class: "lp-fields" }, modelField(view),
+    h("div", { class: "lk-fields" }, modelField(view),
       field(view, "prompt", "Prompt", h("textarea", { rows: 2, dir: "auto" }))),
     moreFields(view), buttons(view), messages(view),
     h("div", { class: "lp-columns" }, columnBox(view, ""), columnBox(view, "_b")),
     surpriseLegend(),
   );
   el.append(root);
-  return () => listeners.forEach(([event, update]) => model.off(event, update));
+  return view.close;
 }
 
 export default { render };
