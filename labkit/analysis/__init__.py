@@ -1,5 +1,13 @@
 """Measuring models and the text they write, and counting what training costs."""
 
+from labkit.analysis.attention import (
+    AttentionSteps,
+    attention_maps,
+    attention_steps,
+    head_scores,
+    queries_and_keys,
+    repeated_ids,
+)
 from labkit.analysis.costs import (
     DEVICES,
     TrainingPlan,
@@ -24,14 +32,18 @@ from labkit.analysis.scaling import (
 __all__ = [
     "DEVICES",
     "PUBLISHED",
+    "AttentionSteps",
     "ScalingLaw",
     "TrainingPlan",
+    "attention_maps",
+    "attention_steps",
     "bits_per_byte",
     "bootstrap_scaling_law",
     "distinct_n",
     "entropy",
     "evaluate_loss",
     "fit_scaling_law",
+    "head_scores",
     "intensity",
     "intervals",
     "largest_batch",
@@ -39,6 +51,8 @@ __all__ = [
     "parameter_count",
     "perplexity",
     "plan",
+    "queries_and_keys",
+    "repeated_ids",
     "roofline",
     "training_flops",
     "training_memory",
