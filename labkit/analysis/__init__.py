@@ -20,7 +20,16 @@ from labkit.analysis.costs import (
     training_flops,
     training_memory,
 )
-from labkit.analysis.evaluate import bits_per_byte, distinct_n, entropy, evaluate_loss, perplexity
+from labkit.analysis.embeddings import EmbeddingMap, embedding_map, nearest_tokens
+from labkit.analysis.evaluate import (
+    bits_per_byte,
+    distinct_n,
+    entropy,
+    evaluate_loss,
+    perplexity,
+    token_losses,
+)
+from labkit.analysis.lens import logit_lens
 from labkit.analysis.scaling import (
     PUBLISHED,
     ScalingLaw,
@@ -33,6 +42,7 @@ __all__ = [
     "DEVICES",
     "PUBLISHED",
     "AttentionSteps",
+    "EmbeddingMap",
     "ScalingLaw",
     "TrainingPlan",
     "attention_maps",
@@ -40,6 +50,7 @@ __all__ = [
     "bits_per_byte",
     "bootstrap_scaling_law",
     "distinct_n",
+    "embedding_map",
     "entropy",
     "evaluate_loss",
     "fit_scaling_law",
@@ -47,13 +58,16 @@ __all__ = [
     "intensity",
     "intervals",
     "largest_batch",
+    "logit_lens",
     "mfu",
+    "nearest_tokens",
     "parameter_count",
     "perplexity",
     "plan",
     "queries_and_keys",
     "repeated_ids",
     "roofline",
+    "token_losses",
     "training_flops",
     "training_memory",
 ]

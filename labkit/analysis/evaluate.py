@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.model import GPT, evaluating
+from labkit.model.loss import CHUNK
 
 
 def evaluate_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int = 64) -> float:
@@ -36,6 +38,45 @@ def summed_loss(model: GPT, inputs: Tensor, targets: Tensor, *, batch_size: int 
             total += loss.item()
             count += int((some_targets != -100).sum())
     return total, count
+
+
+def token_losses(model: GPT, ids: Tensor) -> Tensor:
+    """Nats of each token after the first: how surprised the model is by it, given those before it.
+
+    ids: (batch, seq), seq from 2 to context_length + 1.  Returns (batch, seq - 1), of which column t is about
+    ids[:, t + 1]; on the model's device.  Dropout is off, no generator is touched, the model's mode is
+    restored, and of a large vocabulary only some logits are held at once.
+    Raises ValueError for ids that the model cannot read, and for sequences of one token.
+    """
+    if ids.ndim == 2 and ids.shape[1] < 2:
+        raise ValueError(
+            f"token_losses: ids have shape {tuple(ids.shape)}; the first token is not predicted, so "
+            "sequences of two tokens at least are needed."
+        )
+    return _last_losses(model, ids, ids.shape[-1] - 1)
+
+
+@torch.no_grad()
+def _last_losses(model: GPT, ids: Tensor, count: int) -> Tensor:
+    """Nats of the last `count` tokens of each row, (batch, count); else as `token_losses`."""
+    inputs, targets = ids[..., :-1], ids[..., 1:]
+    model.check_ids(inputs)
+    model.check_ids(targets)
+    weight = model.token_embedding.weight
+    inputs, targets = inputs.to(weight.device), targets[:, -count:].to(weight.device)
+    with evaluating(model):
+        if type(model).forward is not GPT.forward:  # an output layer of somebody's own
+            return _nats(model(inputs)[:, -count:].flatten(0, 1), targets.flatten()).view_as(targets)
+        hidden = model.hidden(inputs)[:, -count:].flatten(0, 1)  # (batch * count, d_model)
+        rows = max(1, CHUNK.get(weight.device.type, CHUNK["cpu"]) // model.config.vocab_size)
+        parts = zip(hidden.split(rows), targets.flatten().split(rows), strict=True)
+        return torch.cat([_nats(model.head(part), wanted) for part, wanted in parts]).view_as(targets)
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log of what (tokens, vocab) logits give (tokens,) targets, in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def perplexity(loss: float) -> float:
