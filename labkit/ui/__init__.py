@@ -2,12 +2,14 @@
 
 from labkit.ui.figures import COLOURS, LINES, heatmap, new_figure, probability_bars, show, training_curves
 from labkit.ui.playground import SamplingPlayground
+from labkit.ui.run_monitor import RunMonitor
 from labkit.ui.run_views import checkpoints_table, compare_runs, comparison_curves, runs_table
 from labkit.ui.sampling_stages import SamplingStages, next_token_table, sampling_stages, stage_bars
 
 __all__ = [
     "COLOURS",
     "LINES",
+    "RunMonitor",
     "SamplingPlayground",
     "SamplingStages",
     "checkpoints_table",
