@@ -20,6 +20,7 @@ from labkit.analysis.costs import (
     training_flops,
     training_memory,
 )
+from labkit.analysis.documents import DocumentScore, evaluate_documents, sliding_losses, total_score
 from labkit.analysis.embeddings import EmbeddingMap, embedding_map, nearest_tokens
 from labkit.analysis.evaluate import (
     bits_per_byte,
@@ -42,6 +43,7 @@ __all__ = [
     "DEVICES",
     "PUBLISHED",
     "AttentionSteps",
+    "DocumentScore",
     "EmbeddingMap",
     "ScalingLaw",
     "TrainingPlan",
@@ -52,6 +54,7 @@ __all__ = [
     "distinct_n",
     "embedding_map",
     "entropy",
+    "evaluate_documents",
     "evaluate_loss",
     "fit_scaling_law",
     "head_scores",
@@ -67,7 +70,9 @@ __all__ = [
     "queries_and_keys",
     "repeated_ids",
     "roofline",
+    "sliding_losses",
     "token_losses",
+    "total_score",
     "training_flops",
     "training_memory",
 ]
