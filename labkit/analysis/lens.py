@@ -21,4 +21,4 @@ def logit_lens(model: GPT, ids: Tensor) -> Tensor:
     """
     streams = module_inputs(model, ids, [*model.blocks, model.norm])  # layers + 1 of (batch, seq, d_model)
     with torch.no_grad():
-        return model.head(model.norm(torch.stack(streams)))  # (layers + 1, batch, seq, vocab)
+        return torch.stack([model.head(model.norm(stream)) for stream in streams])
