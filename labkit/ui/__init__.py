@@ -1,5 +1,7 @@
 """What a reader sees and moves: figures, tables of runs, and widgets."""
 
+from labkit.ui.attention_pictures import attention_figure
+from labkit.ui.attention_view import AttentionExplorer
 from labkit.ui.figures import COLOURS, LINES, heatmap, new_figure, probability_bars, show, training_curves
 from labkit.ui.playground import SamplingPlayground
 from labkit.ui.run_monitor import RunMonitor
@@ -9,9 +11,11 @@ from labkit.ui.sampling_stages import SamplingStages, next_token_table, sampling
 __all__ = [
     "COLOURS",
     "LINES",
+    "AttentionExplorer",
     "RunMonitor",
     "SamplingPlayground",
     "SamplingStages",
+    "attention_figure",
     "checkpoints_table",
     "compare_runs",
     "comparison_curves",

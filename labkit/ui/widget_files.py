@@ -7,9 +7,9 @@ from pathlib import Path
 STATIC = Path(__file__).parent / "static"
 
 
-def javascript(name: str) -> str:
-    """A widget's module: static/shared.js, then its own file.  Names at their top level must differ."""
-    return _joined("shared.js", f"{name}.js")
+def javascript(*names: str) -> str:
+    """A widget's module: static/shared.js, then its own files.  Names at their top level must differ."""
+    return _joined("shared.js", *(f"{name}.js" for name in names))
 
 
 def css(name: str) -> str:
