@@ -102,14 +102,16 @@ def fit(
     run: Run | None = None,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    stop: threading.Event | None = None,
 ) -> bool:
     """Train to the end, showing a progress bar and recording into `run` where one is given.
 
     callbacks: functions that are called with every event, after it is recorded.
     Ctrl-C (or the notebook's stop button, or SIGTERM) lets the step finish, saves a checkpoint and returns
-    False; a second one stops at once.  TrainingDivergedError is passed on after the last good state is
-    saved.  Raises RuntimeError when another process writes this run, or for a trainer that was stopped in the
-    middle of a step; LostProcessError when one of those that train together is gone.
+    False; a second one stops at once.  `stop`, set by another thread, does what the first one does.
+    TrainingDivergedError is passed on after the last good state is saved.  Raises RuntimeError when another
+    process writes this run, or for a trainer that was stopped in the middle of a step; LostProcessError when
+    one of those that train together is gone.
     """
     if not trainer.intact:
         raise RuntimeError(
@@ -123,7 +125,7 @@ def fit(
         bar = ProgressBar(trainer) if progress and first else None
         listeners = [each for each in (recorder, bar, *callbacks) if each is not None]
         try:
-            with _interrupt_flag() as interrupted:
+            with _interrupt_flag(stop or threading.Event()) as interrupted:
                 for event in trainer.events():
                     for listener in listeners:
                         listener(event)
@@ -152,9 +154,8 @@ def fit(
 
 
 @contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
+def _interrupt_flag(flag: threading.Event) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C or SIGTERM into a flag, so that no step is cut in the middle."""
-    flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return

@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from labkit.config import TrainConfig
+
+
+def scheduled_rate(config: TrainConfig, step: int, *, total_steps: int, warmup_steps: int) -> float:
+    """The (AdamW) learning rate of a step by the configuration's schedule; a low of None is a tenth."""
+    peak, low = config.learning_rate, config.min_learning_rate
+    settings: dict[str, Any] = {
+        "total_steps": total_steps,
+        "learning_rate": peak,
+        "min_learning_rate": peak / 10 if low is None else low,
+        "warmup_steps": min(warmup_steps, total_steps),
+    }
+    if config.schedule == "cosine":
+        return warmup_cosine(step, **settings)
+    decay_steps = round(config.decay_fraction * total_steps) if config.schedule == "wsd" else 0
+    return warmup_stable_decay(step, **settings, decay_steps=decay_steps)
 
 
 def warmup_cosine(

@@ -31,7 +31,7 @@ from labkit.training.events import (
 )
 from labkit.training.feed import Fed, Feed
 from labkit.training.optimizer import build_optimizer, check_shapes, freeze
-from labkit.training.schedule import warmup_cosine, warmup_stable_decay
+from labkit.training.schedule import scheduled_rate
 from labkit.training.threads import settle_threads
 
 TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
@@ -74,7 +74,8 @@ class Trainer:
         warn_if_slow(self.precision, self.device)
         tune(self.device)
         self.config, self.tokenizer, self.prompt, self.source = config, tokenizer, prompt, source
-        self.prompt_ids = _encode_prompt(tokenizer, prompt) if config.sample_every and tokenizer else []
+        if config.sample_every and tokenizer:
+            _encode_prompt(tokenizer, prompt)  # refused here rather than at the first sample
 
         self.ranks = Ranks()
         context = model.config.context_length
@@ -97,6 +98,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._loss = torch.compile(loss) if config.compile else loss
         self.step = 0
+        self.learning_rate_scale = 1.0
+        """Multiplies the schedule from the next step on; may be changed while it trains."""
         self.pending = ["evaluation"]
         """What is still to come between this step and the next: evaluation, sample, checkpoint."""
         self.val_loss: float | None = None
@@ -105,19 +108,9 @@ class Trainer:
         """False once something stopped it in the middle of a step, or of recording one."""
 
     def learning_rate(self, step: int) -> float:
-        """The (AdamW) learning rate of a step, by the schedule; Muon's rises and falls in proportion."""
-        peak, low = self.config.learning_rate, self.config.min_learning_rate
-        settings: dict[str, Any] = {
-            "total_steps": self.total_steps,
-            "learning_rate": peak,
-            "min_learning_rate": peak / 10 if low is None else low,
-            "warmup_steps": min(self.warmup_steps, self.total_steps),
-        }
-        if self.config.schedule == "cosine":
-            return warmup_cosine(step, **settings)
-        decays = self.config.schedule == "wsd"
-        decay_steps = round(self.config.decay_fraction * self.total_steps) if decays else 0
-        return warmup_stable_decay(step, **settings, decay_steps=decay_steps)
+        """The (AdamW) learning rate of a step: the schedule's, scaled; Muon's changes in proportion."""
+        rate = scheduled_rate(self.config, step, total_steps=self.total_steps, warmup_steps=self.warmup_steps)
+        return self.learning_rate_scale * rate
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last, yielding what happens.
@@ -155,7 +148,7 @@ class Trainer:
     def _make(self, name: str) -> Event:
         if name == "evaluation":
             return self._evaluate()
-        return self._sample() if name == "sample" else Checkpoint(self.step)
+        return self.sample() if name == "sample" else Checkpoint(self.step)
 
     def _train_step(self) -> Step:
         if not self.model.training:
@@ -222,12 +215,19 @@ class Trainer:
         self.val_loss = self.ranks.sum(total) / self.ranks.sum(count)
         return Evaluation(self.step, self.val_loss, perplexity(self.val_loss))
 
-    def _sample(self) -> Sample:
-        assert self.tokenizer is not None
+    def sample(self, seed: int | None = None) -> Sample:
+        """Text that the model writes now; training goes on as if it had not been asked for.
+
+        seed: of its own generator; without it the configuration's.  Raises ValueError without a tokenizer, or
+        for a prompt that it cannot read.
+        """
+        if self.tokenizer is None:
+            raise ValueError("Trainer: samples need tokenizer= to turn ids into text.")
         config = SampleConfig(max_new_tokens=self.config.sample_tokens)
+        ids = _encode_prompt(self.tokenizer, self.prompt)
         with autocast(self.device, self.precision):
-            ids = generate(self.model, self.prompt_ids, config, seed=self.config.seed)
-        return Sample(self.step, self.prompt, self.tokenizer.decode(ids.tolist()))
+            ids = generate(self.model, ids, config, seed=self.config.seed if seed is None else seed).tolist()
+        return Sample(self.step, self.prompt, self.tokenizer.decode(ids))
 
     def fingerprint(self) -> str:
         """A checksum of what is trained and evaluated on."""
@@ -240,6 +240,7 @@ class Trainer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "learning_rate_scale": self.learning_rate_scale,
             "generators": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if on_cuda else None,
@@ -258,6 +259,7 @@ class Trainer:
             group.update(own)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self.learning_rate_scale = state.get("learning_rate_scale", 1.0)  # older checkpoints have none
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
