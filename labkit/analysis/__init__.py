@@ -8,6 +8,7 @@ from labkit.analysis.attention import (
     queries_and_keys,
     repeated_ids,
 )
+from labkit.analysis.compare import Comparison, compare_models
 from labkit.analysis.costs import (
     DEVICES,
     TrainingPlan,
@@ -43,6 +44,7 @@ __all__ = [
     "DEVICES",
     "PUBLISHED",
     "AttentionSteps",
+    "Comparison",
     "DocumentScore",
     "EmbeddingMap",
     "ScalingLaw",
@@ -51,6 +53,7 @@ __all__ = [
     "attention_steps",
     "bits_per_byte",
     "bootstrap_scaling_law",
+    "compare_models",
     "distinct_n",
     "embedding_map",
     "entropy",

@@ -71,7 +71,7 @@ def evaluate_documents(
             continue
         losses = sliding_losses(model, ids, stride=stride, batch_size=batch_size, progress=progress)
         n_bytes = int(byte_lengths(tokenizer, ids)[1:].sum())
-        yield DocumentScore(document.title, len(losses), n_bytes, losses.double().sum().item())
+        yield DocumentScore(document.title, len(losses), n_bytes, math.fsum(losses.tolist()))
 
 
 def total_score(scores: Iterable[DocumentScore], title: str = "total") -> DocumentScore:
