@@ -1,4 +1,4 @@
-"""What the heads of a model see in a text, ready to be drawn: numbers, thumbnails, and a figure of the steps."""
+"""What the heads of a model see in a text, ready to be drawn: all of them, one of them, a figure."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def given_tokens(queries: Tensor, keys: Tensor, tokens: Sequence[str]) -> Readin
     for name, tensor in {"queries": queries, "keys": keys}.items():
         if tensor.ndim not in (3, 4) or tensor.numel() == 0:
             raise ValueError(
-                f"{name} have shape {tuple(tensor.shape)}; expected (heads, seq, head_dim) or (layers, heads, "
-                "seq, head_dim). Give one head as queries[None], keys[None]."
+                f"{name} have shape {tuple(tensor.shape)}; expected (heads, seq, head_dim) or (layers, "
+                "heads, seq, head_dim). Give one head as queries[None], keys[None]."
             )
     if queries.shape != keys.shape:
         raise ValueError(f"queries {tuple(queries.shape)} and keys {tuple(keys.shape)} differ in shape.")

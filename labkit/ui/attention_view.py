@@ -41,7 +41,7 @@ class AttentionExplorer(anywidget.AnyWidget):
     _esm = javascript("attention_parts", "attention_views", "attention")
     _css = css("attention")
 
-    model_names = traitlets.List().tag(sync=True)
+    model_names: traitlets.List[str] = traitlets.List().tag(sync=True)
     model_name = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
     layer, head = (traitlets.Any(0).tag(sync=True) for _ in range(2))

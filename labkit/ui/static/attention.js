@@ -25,7 +25,8 @@ function fields(view) {
   });
   const text = traitField(view, "text", "Text", h("textarea", { rows: 2, dir: "auto" }));
   const again = h("button", { type: "button", onclick: () => model.send({ do: "read" }) }, "Read again");
-  const box = h("div", {}, h("div", { class: "lk-fields" }, choice, text), h("div", { class: "lk-buttons" }, again));
+  const buttons = h("div", { class: "lk-buttons" }, again);
+  const box = h("div", { class: "la-fields" }, h("div", { class: "lk-fields" }, choice, text), buttons);
   view.on(["model_names"], () => { box.hidden = !model.get("model_names").length; });
   return box;
 }
@@ -97,7 +98,7 @@ function headsPanel(view, state) {
     const size = state.seq ** 2;
     for (const option of list.children) {
       const start = Number(option.dataset.at) * size;
-      paint(option.firstChild, state.seq, (cell) => bytes[start + cell], state.causal);
+      paint(option.firstChild, state.seq, (cell) => Math.round(Math.sqrt(255 * bytes[start + cell])), state.causal);
       option.firstChild.classList.toggle("la-pixels", state.seq < 40);
     }
   };
@@ -204,6 +205,7 @@ function render({ model, el }) {
   const title = h("h4");
   const scores = h("p", { class: "lk-small" });
   const formula = h("p", { class: "la-formula" });
+  const leak = h("p", { class: "la-leak" }, LEAK);
   const legend = h("p", { class: "lk-small" });
   const [mask, maskLabel] = toggle("Mask: hide later tokens", (checked) => {
     model.set("causal", checked);
@@ -215,7 +217,7 @@ function render({ model, el }) {
   const drawn = Object.entries(pictures).map(([name, make]) => [name, make(view, state)]);
   const panel = h("div", { class: "la-panel la-chosen" }, title, scores,
     choice(view, "step", "Step", STEPS.map(({ name, button }) => [name, button])), formula,
-    h("div", { class: "la-toggles" }, maskLabel, incomingLabel),
+    h("div", { class: "la-toggles" }, maskLabel, incomingLabel), leak,
     tokenLine(view, state), details(view, state),
     choice(view, "view", "View", Object.entries(VIEWS)), legend, ...drawn.map(([, { node }]) => node));
   const root = h("section", { class: "labkit-widget labkit-attention", "aria-label": "Attention explorer" },
@@ -229,7 +231,8 @@ function render({ model, el }) {
       const unit = { entropy: " bits", distance: " tokens" }[name] ?? "";
       return `${name} ${value === null ? "–" : value.toFixed(2) + unit}`;
     }).join(" · ");
-    formula.textContent = `${state.step.says(state.headDim)} ${state.causal ? "" : LEAK}`;
+    formula.textContent = state.step.says(state.headDim);
+    leak.hidden = state.causal;
     legend.replaceChildren(...scaleLegend(state));
     for (const [name, { node, draw }] of drawn) {
       node.hidden = name !== state.view;

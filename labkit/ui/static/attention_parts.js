@@ -94,7 +94,11 @@ function newState(view) {
   });
   state.value = (row, column) => state.values[row * state.seq + column];
   state.hidden = (row, column) => state.hides && column > row;
-  state.level = (value) => Math.max(0, (value - state.low) / (state.high - state.low)); // 0 to 1
+  // How light or thick something is drawn, 0 to 1. Of weights the square root: many small ones can be told apart.
+  state.level = (value) => {
+    const level = Math.max(0, (value - state.low) / (state.high - state.low));
+    return state.step.name === "weights" ? Math.sqrt(level) : level;
+  };
   state.name = (token) => `${token}:${blanks(state.labels[token])}`;
   state.now = () => state.over ?? state;
   // The other tokens of the one that is looked at, with their numbers; the largest first.

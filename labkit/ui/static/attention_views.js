@@ -10,15 +10,16 @@ function svg(tag, attributes) {
 
 // What the colours, hatching and lines mean.
 function scaleLegend(state) {
-  if (state.view === "table") return ["Rows look, columns are looked at."];
-  const ends = [state.low, state.high].map((value) => number(value, state.step));
+  if (state.view === "table") return [];
+  const softmax = state.step.name === "weights";
+  const ends = softmax ? ["0", "1"] : [state.low, state.high].map(score);
   const hidden = state.hides ? " Hatched: hidden by the mask." : "";
   if (state.view === "arcs") {
     return [`Left looks, right is looked at. The thicker a line, the more: from ${ends[0]} to ${ends[1]}. `
       + `Of each token the ${LINES} thickest; all of a token that is pointed at.`];
   }
   return ["Rows look, columns are looked at. ", ends[0], h("span", { class: "la-scale", "aria-hidden": "true" }),
-    `${ends[1]}.${hidden}`];
+    `${ends[1]}.${softmax ? " The middle is 0.25 (by square root)." : ""}${hidden}`];
 }
 
 // Tokens along a side; of many only every second or fourth, and the one looked at always.
@@ -111,7 +112,7 @@ function arcsView(view, state) {
     const level = state.level(state.value(row, column));
     return svg("line", {
       x1: "0", x2: "100%", y1: at(row), y2: at(column),
-      "stroke-width": (0.5 + 4 * level).toFixed(2), "stroke-opacity": (0.05 + 0.95 * level).toFixed(3),
+      "stroke-width": (0.5 + 4 * level).toFixed(2), "stroke-opacity": (0.15 + 0.85 * level).toFixed(3),
     });
   };
   const draw = () => {
