@@ -6,17 +6,21 @@ import sys
 
 import tyro
 
+from labkit.cli.dashboard import dashboard
 from labkit.cli.encode import encode
+from labkit.cli.evaluate import evaluate
 from labkit.cli.runs import runs
 from labkit.cli.sample import sample
+from labkit.cli.serve import serve
 from labkit.cli.setup import doctor, fetch
 from labkit.cli.sweep import sweep
 from labkit.cli.train import resume, train
 from labkit.cli.weights import export, import_model
 
 app = tyro.extras.SubcommandApp()
-for command in (fetch, doctor, encode, train, resume, sample, sweep, export):
+for command in (fetch, doctor, encode, train, resume, sample, sweep, export, dashboard, serve):
     app.command(command)
+app.command(name="eval")(evaluate)
 app.command(name="import")(import_model)
 app.command(runs, name="runs", help="List runs, show one, compare several, list checkpoints.")
 

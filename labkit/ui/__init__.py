@@ -2,7 +2,15 @@
 
 from labkit.ui.attention_pictures import attention_figure
 from labkit.ui.attention_view import AttentionExplorer
+from labkit.ui.evaluation_views import (
+    comparison_figure,
+    comparison_table,
+    comparison_words,
+    gaps_table,
+    scores_table,
+)
 from labkit.ui.figures import COLOURS, LINES, heatmap, new_figure, probability_bars, show, training_curves
+from labkit.ui.live_run import LiveRun
 from labkit.ui.playground import SamplingPlayground
 from labkit.ui.run_monitor import RunMonitor
 from labkit.ui.run_views import checkpoints_table, compare_runs, comparison_curves, runs_table
@@ -12,6 +20,7 @@ __all__ = [
     "COLOURS",
     "LINES",
     "AttentionExplorer",
+    "LiveRun",
     "RunMonitor",
     "SamplingPlayground",
     "SamplingStages",
@@ -19,12 +28,17 @@ __all__ = [
     "checkpoints_table",
     "compare_runs",
     "comparison_curves",
+    "comparison_figure",
+    "comparison_table",
+    "comparison_words",
+    "gaps_table",
     "heatmap",
     "new_figure",
     "next_token_table",
     "probability_bars",
     "runs_table",
     "sampling_stages",
+    "scores_table",
     "show",
     "stage_bars",
     "training_curves",
