@@ -1,4 +1,5 @@
-"""For the unit tests and for nbval alike: one thread, results outside the tree, nobody's IPython profile."""
+"""For the unit tests and for nbval alike: one thread, results outside the tree, nobody's IPython profile, nobody
+who presses buttons."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pytest
 
 _scratch = tempfile.mkdtemp(prefix="labkit-test-")
 os.environ |= {"LABKIT_OUT": _scratch, "IPYTHONDIR": os.path.join(_scratch, "ipython")}  # noqa: PTH118
+os.environ["LABKIT_LIVE"] = "0"
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LABKIT_PROFILE": "lesson"}.items():
     os.environ.setdefault(_name, _value)
 

@@ -111,7 +111,12 @@ def main(arguments: list[str]) -> int:
         print(f"There is no notebook {missing[0]}.", file=sys.stderr)
         return 2
     os.environ.pop("LABKIT_OUT", None)
-    os.environ |= {"LABKIT_PROFILE": "lesson", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    os.environ |= {
+        "LABKIT_PROFILE": "lesson",
+        "LABKIT_LIVE": "0",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
     with tempfile.TemporaryDirectory() as profile:
         os.environ["IPYTHONDIR"] = profile
         for number, path in enumerate(paths, 1):

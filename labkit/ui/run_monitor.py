@@ -66,3 +66,8 @@ class RunMonitor(anywidget.AnyWidget):
         self.curves, self.evaluations = history.curves(), history.evaluations()
         self.latest, self.samples = history.latest(), history.samples()
         return history
+
+    def _forget(self) -> None:
+        """Show nothing any more."""
+        self._history, self.steps_done = None, 0
+        self.curves, self.latest, self.evaluations, self.samples = {}, {}, [], []
