@@ -1,5 +1,4 @@
-"""For the unit tests and for nbval alike: one thread, results outside the tree, nobody's IPython profile, nobody
-who presses buttons."""
+"""For the unit tests and for nbval alike: one thread, results outside the tree, nobody's IPython profile."""
 
 from __future__ import annotations
 

@@ -145,15 +145,16 @@ class RunHistory:
 
     def _take(self, row: dict[str, Any]) -> None:
         """Take in one row of metrics; one that lacks a number is left out."""
-        names = {"step": STEP, "evaluation": EVALUATION}.get(row.get("event", ""), ())
         try:
+            names = {"step": STEP, "evaluation": EVALUATION}[row["event"]]
             values = [float(row[name]) for name in names]
         except (KeyError, TypeError, ValueError):
             return
         if names is EVALUATION:
             self._evaluations.append(values)
-        for name, value in zip(names, values, strict=True) if names is STEP else ():
-            self._steps[name].append(value)
+        else:
+            for name, value in zip(names, values, strict=True):
+                self._steps[name].append(value)
 
 
 def thinned(count: int, keep: Sequence[int] = (), limit: int = POINTS) -> list[int]:
