@@ -10,6 +10,15 @@ from labkit.ui.evaluation_views import (
     scores_table,
 )
 from labkit.ui.figures import COLOURS, LINES, heatmap, new_figure, probability_bars, show, training_curves
+from labkit.ui.inspect_views import (
+    embedding_figure,
+    heads_figure,
+    heads_table,
+    lens_figure,
+    lens_table,
+    losses_figure,
+    losses_table,
+)
 from labkit.ui.live_run import LiveRun
 from labkit.ui.playground import SamplingPlayground
 from labkit.ui.run_monitor import RunMonitor
@@ -31,8 +40,15 @@ __all__ = [
     "comparison_figure",
     "comparison_table",
     "comparison_words",
+    "embedding_figure",
     "gaps_table",
+    "heads_figure",
+    "heads_table",
     "heatmap",
+    "lens_figure",
+    "lens_table",
+    "losses_figure",
+    "losses_table",
     "new_figure",
     "next_token_table",
     "probability_bars",

@@ -75,18 +75,26 @@ def training_curves(steps: pd.DataFrame, evaluations: pd.DataFrame) -> Figure:
 
 
 def heatmap(
-    axes: Axes, values: Tensor, *, rows: Sequence[str], columns: Sequence[str], numbers: bool = False
+    axes: Axes,
+    values: Tensor,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    numbers: bool = False,
+    limits: tuple[float, float] | None = None,
 ) -> None:
     """Draw a matrix (rows, columns) as colours from dark (low) to light (high), with a name on each side.
 
     numbers: write each value into its cell, for matrices small enough to read.
+    limits: what the darkest and the lightest colour stand for, if not the smallest and the largest value.
     """
-    image = axes.imshow(values.detach().float().numpy(), cmap="cividis", aspect="auto")
+    low, high = limits or (None, None)
+    array = values.detach().float().cpu().numpy()
+    image = axes.imshow(array, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     axes.set_xticks(range(len(columns)), [visible(name) for name in columns], rotation=90)
     axes.set_yticks(range(len(rows)), [visible(name) for name in rows])
     if numbers:
-        shown = values[values.isfinite()]
-        middle = float(shown.min() + shown.max()) / 2
+        middle = sum(image.get_clim()) / 2
         for row, line in enumerate(values.tolist()):
             for column, value in enumerate(line):
                 colour = "black" if value > middle else "white"
@@ -107,4 +115,9 @@ def probability_bars(axes: Axes, table: pd.DataFrame) -> None:
 
 def visible(token: str) -> str:
     """A token's text with blanks that can be seen, safe from the mathematics of figure titles."""
-    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    return blanks(token).replace("$", r"\$")
+
+
+def blanks(token: str) -> str:
+    """A token's text with blanks that can be seen."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
