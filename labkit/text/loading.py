@@ -53,6 +53,11 @@ def load_corpus(
     return corpus
 
 
+def corpus_names() -> list[str]:
+    """The corpora that have a name."""
+    return list(_registry()[0])
+
+
 def build_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     """A tokenizer for a corpus: "char" (its characters), "bpe" (4,096 pieces of its training text), "gpt2".
 

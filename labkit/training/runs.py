@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 
 def runs_dir() -> Path:
-    """The folder that holds all runs."""
-    return output_dir() / "runs"
+    """The folder that holds all runs: the one in LABKIT_RUNS, else runs/ in the output folder."""
+    chosen = os.environ.get("LABKIT_RUNS")
+    return Path(chosen).expanduser().resolve() if chosen else output_dir() / "runs"
 
 
 @dataclass(frozen=True)
