@@ -17,7 +17,6 @@ def module_inputs(model: GPT, ids: Tensor, modules: Iterable[nn.Module]) -> list
     ids: (batch, seq).  Read in evaluation mode and without gradients; the model stays as it was.
     Raises ValueError for ids that are empty or that the model cannot read.
     """
-    model.check_ids(ids)
     if ids.numel() == 0:
         raise ValueError(f"ids of shape {tuple(ids.shape)} hold no tokens. Give a text of at least one.")
     inputs: list[Tensor] = []

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from labkit.analysis import logit_lens
+from labkit.analysis.hooks import module_inputs
 from tests.analysis.reference_models import PAIRS, POSITIONS, TOKENS, hand_made, reference_pair
 from tests.variants import CONTEXT, VARIANTS, VOCAB, variant
 
@@ -65,6 +66,16 @@ def test_reading_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert not lens.requires_grad
     assert torch.equal(lens, logit_lens(model.eval(), ids))
+
+
+def test_what_modules_were_given_comes_in_order_and_without_a_graph() -> None:
+    model, ids = variant("gpt2"), some_ids()
+    first, last = module_inputs(model, ids, [model.norm, model.blocks[0]])  # in the order of the calls
+    assert torch.equal(first, model.embed(ids))
+    with torch.no_grad():
+        assert torch.equal(model.norm(last), model.hidden(ids))
+    assert not first.requires_grad
+    assert not last.requires_grad
 
 
 def test_too_long_and_empty_texts_are_refused() -> None:
