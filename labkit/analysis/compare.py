@@ -20,14 +20,18 @@ from labkit.analysis.documents import (
 from labkit.model import GPT
 from labkit.text import Document, Tokenizer
 
-STRETCH = 2048
-"""Bytes of text, about 350 words, whose tokens count as one observation: neighbours are hard together."""
+STRETCHES, SHORTEST = 30, 2048
+"""Observations that the text is cut into, and the bytes that each has at least. Few long ones: verse and
+prose, one scene and the next differ in how hard they are, so that neighbours are no independent witnesses."""
+
 FEWEST = 5
 """Fewer stretches than this say nothing about chance."""
 CONTEXT = 24
 """Tokens before a token that are shown with it."""
 
 _Numbers = NDArray[np.float64]
+_Costs = tuple[NDArray[np.int64], _Numbers]
+"""Where each token ends, in bytes, and how many bits it costs."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +116,18 @@ def compare_models(
     are compared, from the first byte on at which a token ends for both, and nothing is said of single tokens.
     stride, batch_size, progress: as for `sliding_losses`.  rows: tokens in `ahead` and in `behind`.
 
-    The standard error is paired and clustered: text is cut into stretches of 2,048 bytes, and what varies is
-    the difference within a stretch. It says what other text of this kind would give, not what another seed
-    of the training would.
+    The standard error is paired and clustered: the text is cut into about 30 stretches, short documents being
+    one each, and what varies is the difference within a stretch. It says what other text of this kind would
+    give, not what another seed of the training would.
     A document that a tokenizer cannot encode is named as skipped.  Raises ValueError where nothing is left to
     compare, and as `sliding_losses` does.
-    Source: Miller (2024), "Adding Error Bars to Evals"; for ratios Cochran (1977), chapter 6.
+    Source: Miller (2024), "Adding Error Bars to Evals"; Schmeiser (1982) for the number of stretches; for
+    ratios Cochran (1977), chapter 6.
     """
     theirs = other_tokenizer or tokenizer
     shared = theirs.fingerprint == tokenizer.fingerprint
     compared: list[DocumentComparison] = []
-    stretches = [np.empty((0, 2))]
+    costs: list[tuple[_Costs, _Costs, int]] = []
     ahead: list[TokenGap] = []
     behind: list[TokenGap] = []
     won = 0
@@ -145,9 +150,9 @@ def compare_models(
             ahead += [first.gap(second, at) for at in order[::-1][:rows].tolist() if gaps[at] > 0]
             behind += [first.gap(second, at) for at in order[:rows].tolist() if gaps[at] < 0]
         compared.append(pair)
-        stretches.append(_stretches(first, second, start))
+        costs.append((first.costs(start), second.costs(start), pair.score.n_bytes))
     total = total_score(each.score for each in compared)
-    observed = np.concatenate(stretches)
+    observed = _stretches(costs)
     return Comparison(
         documents=tuple(compared),
         total=DocumentComparison(
@@ -182,6 +187,10 @@ class _Reading:
         n_bytes = int(self.ends[-1]) - start
         return DocumentScore(self.title, int(after.sum()), n_bytes, math.fsum(self.nats[after]))
 
+    def costs(self, start: int) -> _Costs:
+        after = self.ends > start
+        return self.ends[after] - start, self.nats[after] / math.log(2)
+
     def gap(self, other: _Reading, at: int) -> TokenGap:
         before = self.tokenizer.decode(self.ids[max(0, at - CONTEXT) : at])
         return TokenGap(
@@ -198,17 +207,22 @@ def _unlike(first: _Reading, second: _Reading, start: int) -> str:
     )
 
 
-def _stretches(first: _Reading, second: _Reading, start: int) -> _Numbers:
-    """Bits of the first less those of the second, and bytes, of each stretch: (stretches, 2)."""
-    n_bytes = first.ends[-1] - start
-    count = -(-n_bytes // STRETCH)
-    bits = np.zeros(count)
-    for reading, sign in ((first, 1), (second, -1)):
-        after = reading.ends > start
-        which = (reading.ends[after] - start - 1) // STRETCH
-        bits += sign * np.bincount(which, weights=reading.nats[after], minlength=count) / math.log(2)
-    sizes = np.minimum(STRETCH, n_bytes - STRETCH * np.arange(count))
-    return np.stack([bits, sizes], axis=1)
+def _stretches(documents: list[tuple[_Costs, _Costs, int]]) -> _Numbers:
+    """Bits of difference and bytes of each stretch, (stretches, 2); no stretch reaches over two documents.
+
+    documents: what each costs the first model and the other, and its length in bytes.
+    """
+    size = max(SHORTEST, sum(n_bytes for *_, n_bytes in documents) / STRETCHES)
+    rows = [np.empty((0, 2))]
+    for first, other, n_bytes in documents:
+        parts = max(1, round(n_bytes / size))
+        mine, theirs = (
+            np.bincount((ends - 1) * parts // n_bytes, weights=bits, minlength=parts)
+            for ends, bits in (first, other)
+        )
+        edges = -(-np.arange(parts + 1) * n_bytes // parts)
+        rows.append(np.stack([mine - theirs, np.diff(edges)], axis=1))
+    return np.concatenate(rows)
 
 
 def _standard_error(stretches: _Numbers) -> float:

@@ -82,7 +82,10 @@ def total_score(scores: Iterable[DocumentScore], title: str = "total") -> Docume
     scores = list(scores)
     if not any(score.tokens for score in scores):
         reasons = "; ".join(f"{score.title}: {score.skipped}" for score in scores) or "there is no document"
-        raise ValueError(f"No text could be measured ({reasons}).")
+        raise ValueError(
+            f"No text could be measured ({reasons}). Give one of two tokens or more that the tokenizer "
+            "can encode."
+        )
     tokens, n_bytes = sum(score.tokens for score in scores), sum(score.n_bytes for score in scores)
     return DocumentScore(title, tokens, n_bytes, math.fsum(score.nats for score in scores))
 
@@ -134,7 +137,7 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[np.ndarra
     try:
         ids = tokenizer.encode_batch([document.text])[0]
     except ValueError as error:
-        return np.empty(0, dtype=np.int64), str(error)
+        return np.empty(0, dtype=np.int64), str(error).split(". ")[0]  # the rest is for who builds tokenizers
     short = f"too short: {len(ids)} of the two tokens that are needed, since the first is not predicted"
     return ids, short if len(ids) < 2 else ""
 

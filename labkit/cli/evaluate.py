@@ -93,8 +93,8 @@ def _evaluate(name: str, model: GPT, tokenizer: Tokenizer, texts: Texts, stride:
     with _bar([tokenizer], texts) as progress:
         documents = evaluate_documents(model, tokenizer, texts.documents, stride=stride, progress=progress)
         scores = list(documents)
-    print(f"{name} on {texts.name}\n")
-    print(_aligned(scores_table([*scores, total_score(scores)])))
+    table = scores_table([*scores, total_score(scores)])
+    print(f"{name} on {texts.name}\n\n{_aligned(table)}")
     _name_skipped(scores)
 
 
@@ -109,8 +109,8 @@ def _compare(names: list[str], opened: list[tuple[GPT, Tokenizer]], texts: Texts
             other_tokenizer=other_tokenizer, stride=stride, progress=progress,
         )  # fmt: skip
     first, second = names
-    print(f"{first} against {second} on {texts.name}: bits per byte\n")
-    print(_aligned(comparison_table(found, (first, second))))
+    table = comparison_table(found, (first, second))
+    print(f"{first} against {second} on {texts.name}: bits per byte\n\n{_aligned(table)}")
     print(f"\n{comparison_words(found, (first, second))}")
     for word, gaps in (("ahead", found.ahead), ("behind", found.behind)):
         if gaps:

@@ -46,8 +46,7 @@ def choose_texts(sources: list[str], corpus: str | None, split: Split | None, co
             f"eval: {sources[0]} was trained on prepared sequences, which have no documents. Name a text: "
             "--corpus shakespeare, or the path of a file or folder."
         )
-    whole = not same and Path(data.corpus).exists()
-    split = split or ("all" if whole else "val")
+    split = split or ("all" if not same and Path(data.corpus).exists() else "val")
     notes = [note for source in sources if (note := _note(source, data.corpus, split))]
     return Texts(f"{data.corpus} ({split})", _documents(data, split, context_length), tuple(notes))
 
@@ -72,8 +71,9 @@ def _documents(data: DataConfig, split: Split, context_length: int) -> tuple[Doc
 
     if (Path(data.corpus) / "index.json").is_file():
         return _held_out_of_ids(data.corpus, split, context_length)
+    cut = {"val_fraction": 0.0, "test_fraction": 0.0} if split == "all" else {}
     groups = {"val": data.val_groups, "test": data.val_groups, "train": data.groups, "all": ()}[split]
-    chosen = load_corpus(data.corpus).split(split)
+    chosen = load_corpus(data.corpus, **cut).split(split)
     documents = tuple(each for each in chosen if not groups or each.group in groups)
     if not documents:
         kind = f" of the groups {', '.join(groups)}" if groups else ""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from labkit.analysis.compare import STRETCH, Comparison, TokenGap
+from labkit.analysis.compare import Comparison, TokenGap
 from labkit.analysis.documents import DocumentScore
 from labkit.text import Tokenizer
 from labkit.ui.figures import COLOURS, blanks, new_figure, visible
@@ -52,14 +52,15 @@ def comparison_table(comparison: Comparison, names: tuple[str, str]) -> pd.DataF
 def comparison_words(comparison: Comparison, names: tuple[str, str]) -> str:
     """In plain words: which model predicts better, by how much, whether by more than chance."""
     first, other = names
-    total, (low, high) = comparison.total, comparison.interval
+    total, ends = comparison.total, comparison.interval
     by = f"{abs(total.difference):.4f} bits per byte"
-    stretches = f"{comparison.stretches} stretches of {STRETCH:,} bytes"
-    interval = f"95 % interval {low:+.4f} to {high:+.4f}, from {stretches}"
+    stretches = f"{comparison.stretches} stretch{'es' if comparison.stretches > 1 else ''} of text"
     better, worse = (first, other) if total.difference < 0 else (other, first)
+    low, high = sorted(end if better == other else -end for end in ends)
+    interval = f"95 % interval {low:.4f} to {high:.4f}, from {stretches}"
     words = {
         "equal": f"{first} and {other} predict this text equally well.",
-        "unknown": f"{better} needs {by} less here, but {stretches} are too few to tell it from chance.",
+        "unknown": f"{better} needs {by} less here, but {stretches} is too little to tell that from chance.",
         "chance": f"{better} needs {by} less here ({interval}): no more than chance would explain.",
     }.get(
         comparison.verdict, f"{better} predicts better than {worse}, by {by} ({interval}): more than chance."

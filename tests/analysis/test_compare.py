@@ -11,7 +11,7 @@ from torch import nn
 
 from labkit import GPT
 from labkit.analysis import compare_models, evaluate_documents, total_score
-from labkit.analysis.compare import STRETCH, _standard_error, _t_quantile
+from labkit.analysis.compare import _standard_error, _stretches, _t_quantile
 from labkit.text import CharTokenizer, Document, train_bpe
 from tests.variants import variant
 
@@ -91,7 +91,7 @@ def test_scores_are_those_of_each_model_alone() -> None:
 def test_better_everywhere_is_more_than_chance_and_turned_around_too() -> None:
     good, poor = believer({"a": 1.2, "b": 1.1}), believer({"a": 0.5})
     found = compare_models(good, poor, LETTERS, TEXTS)
-    assert (found.stretches, found.verdict) == (3 * 5, "first")
+    assert (found.stretches, found.verdict) == (3 * 4, "first")  # of 2,250 bytes, as 2,048 are the least
     assert found.interval[1] < 0
     low, high = compare_models(poor, good, LETTERS, TEXTS).interval
     assert (low, high) == pytest.approx((-found.interval[1], -found.interval[0]))
@@ -123,8 +123,8 @@ def test_the_interval_holds_the_truth_19_times_in_20() -> None:
     truth = chances @ gain
     held = []
     for _ in range(400):
-        letters = draws.choice(4, p=chances, size=(12, STRETCH))
-        stretches = np.stack([gain[letters].sum(1), np.full(12, STRETCH)], axis=1)
+        letters = draws.choice(4, p=chances, size=(12, 2048))
+        stretches = np.stack([gain[letters].sum(1), np.full(12, 2048)], axis=1)
         mean = stretches[:, 0].sum() / stretches[:, 1].sum()
         held.append(abs(mean - truth) < _t_quantile(11) * _standard_error(stretches))
     assert 0.92 < np.mean(held) < 0.98
@@ -135,6 +135,32 @@ def test_the_standard_error_by_hand() -> None:
     stretches = np.array([[2.0, 4], [1, 4], [0, 2]])
     assert _standard_error(stretches) == pytest.approx(math.sqrt(1.5 * (0.64 + 0.04 + 0.36)) / 10)
     assert math.isnan(_standard_error(stretches[:1]))
+
+
+def test_the_text_is_cut_into_about_thirty_stretches_that_hold_all_of_it() -> None:
+    draws = np.random.default_rng(5)
+
+    def costs(n_bytes: int, share: int) -> tuple[np.ndarray, np.ndarray]:
+        ends = np.unique(draws.integers(1, n_bytes + 1, size=n_bytes // share))
+        return ends, draws.normal(size=len(ends))
+
+    documents = [(costs(n, 3), costs(n, 5), n) for n in (100_003, 70_001, 511, 40_000)]
+    rows = _stretches(documents)
+    assert len(rows) == 14 + 10 + 1 + 6
+    assert rows[:, 1].sum() == 210_515
+    assert rows[:14, 1].sum() == 100_003
+    differences = [first[1].sum() - other[1].sum() for first, other, _ in documents]
+    assert rows[:, 0].sum() == pytest.approx(sum(differences))
+    assert rows[24].tolist() == pytest.approx([differences[2], 511])
+    assert len(_stretches(documents[2:3])) == 1
+    nothing = np.array([9]), np.array([0.0])
+    assert _stretches([((np.array([9]), np.array([1.0])), nothing, 9)] * 70).tolist() == [[1, 9]] * 70
+
+
+def test_a_token_belongs_to_the_stretch_that_it_ends_in() -> None:
+    first = np.array([1, 2048, 2049, 4096]), np.array([1.0, 2, 4, 8])
+    other = np.array([3000, 4096]), np.array([0.5, 0.25])
+    assert _stretches([(first, other, 4096)]).tolist() == [[3, 2048], [12 - 0.75, 2048]]
 
 
 @pytest.mark.parametrize("freedom", [4, 7, 19, 200])
@@ -164,7 +190,7 @@ def test_different_tokenizers_are_compared_by_bytes_from_where_both_have_read_a_
     assert math.isnan(pair.better)
     assert math.isnan(found.total.better)
     assert found.ahead == found.behind == ()
-    assert found.stretches == math.ceil((len(text) - start) / STRETCH)
+    assert found.stretches == 5  # of 2,048 bytes at least
     assert not math.isnan(found.standard_error)
 
 
