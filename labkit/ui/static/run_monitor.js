@@ -46,7 +46,7 @@ function linearTicks(low, high, most = 5) {
   return ticks;
 }
 
-// 1, 2 and 5 times the powers of ten; only the powers where those would be too many.
+// 1, 2 and 5 times the powers of ten; only the powers where those are too many, others where they are too few.
 function logTicks(low, high) {
   const ticks = [];
   const wide = Math.log10(high / low) > 2.2;
@@ -56,7 +56,7 @@ function logTicks(low, high) {
       if (tick >= low * 0.999 && tick <= high * 1.001) ticks.push(tick);
     }
   }
-  return ticks;
+  return ticks.length < 3 ? linearTicks(low, high, 4) : ticks;
 }
 
 // Where values lie between two ends, with room above and below; a flat curve gets room too.
@@ -291,8 +291,9 @@ function samples(view) {
     choice.selectedIndex = place;
     earlier.setAttribute("aria-disabled", String(place <= 0));
     later.setAttribute("aria-disabled", String(place >= all.length - 1));
-    prompt.textContent = all[place]?.prompt ?? "";
-    text.textContent = all[place]?.text ?? "Nothing yet.";
+    const sample = all[place] ?? { prompt: "", text: "Nothing yet." };
+    prompt.textContent = sample.text.startsWith(sample.prompt) ? sample.prompt : "";
+    text.textContent = sample.text.slice(prompt.textContent.length);
   };
   choice.addEventListener("change", () => show(choice.selectedIndex));
   view.on(["samples"], () => {
