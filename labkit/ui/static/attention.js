@@ -166,7 +166,11 @@ function tokenLine(view, state) {
       const [row, column] = incoming ? [other, token] : [token, other];
       const option = list.children[other];
       const level = state.hidden(row, column) ? 0 : state.level(state.value(row, column));
-      option.style.setProperty("--la-level", level.toFixed(3));
+      const shade = (Math.round(20 * level) / 20).toFixed(2); // few shades: few that change from token to token
+      if (option.dataset.shade !== shade) {
+        option.dataset.shade = shade;
+        option.style.setProperty("--la-level", shade);
+      }
       option.classList.toggle("la-now", other === token);
       if ((option.getAttribute("aria-selected") === "true") !== (other === state.token)
         || !option.hasAttribute("aria-selected")) selectOption(option, other === state.token);
@@ -179,18 +183,19 @@ function tokenLine(view, state) {
 function details(view, state) {
   const line = h("p");
   const cell = h("p", { class: "lk-small" });
-  const name = (token) => h("bdi", {}, state.name(token));
+  const { name } = state;
   state.listeners.push(() => {
     const { token, key, incoming } = state.now();
     const { step } = state;
     const others = state.others();
     const parts = others.slice(0, STRONGEST).flatMap(([other, value], at) =>
-      [at ? ", " : " ", h("span", {}, name(other), ` ${number(value, step)}`)]);
+      [at ? ", " : " ", h("span", { class: "la-part" }, name(other), ` ${number(value, step)}`)]);
     const rest = others.length - STRONGEST;
     line.replaceChildren(name(token), ` ${incoming ? step.from : step.verb}`, ...parts,
       rest > 0 ? `, and ${rest} more.` : ".");
-    if (key === null) cell.textContent = "Point at a cell of the matrix for its number in every step.";
-    else {
+    if (key === null) {
+      cell.textContent = state.view === "matrix" ? "Point at a cell of the matrix for its number in every step." : "";
+    } else {
       const numbers = STEPS.map((each, at) => `${each.button.slice(2).toLowerCase()} `
         + number(state.matrices[at][token * state.seq + key], each));
       cell.replaceChildren(name(token), " looks at ", name(key), `: ${numbers.join(", ")}`);

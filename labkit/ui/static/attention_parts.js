@@ -99,7 +99,7 @@ function newState(view) {
     const level = Math.max(0, (value - state.low) / (state.high - state.low));
     return state.step.name === "weights" ? Math.sqrt(level) : level;
   };
-  state.name = (token) => `${token}:${blanks(state.labels[token])}`;
+  state.name = (token) => h("span", { class: "la-token" }, `${token}:`, h("bdi", {}, blanks(state.labels[token])));
   state.now = () => state.over ?? state;
   // The other tokens of the one that is looked at, with their numbers; the largest first.
   state.others = () => {

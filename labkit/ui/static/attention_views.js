@@ -26,7 +26,8 @@ function scaleLegend(state) {
 function sideLabels(state, side) {
   const every = state.seq <= 32 ? 1 : state.seq <= 64 ? 2 : 4;
   return state.labels.map((label, token) => {
-    const node = h("span", { class: token % every ? "la-rare" : "" }, h("bdi", {}, state.name(token)));
+    const node = state.name(token);
+    node.classList.toggle("la-rare", token % every > 0);
     node.style.setProperty(side, `${(100 * (token + 0.5)) / state.seq}%`);
     return node;
   });
@@ -117,7 +118,7 @@ function arcsView(view, state) {
   };
   const draw = () => {
     for (const side of [left, right]) {
-      side.replaceChildren(...state.labels.map((_, token) => h("span", {}, h("bdi", {}, state.name(token)))));
+      side.replaceChildren(...state.labels.map((_, token) => state.name(token)));
     }
     node.style.setProperty("--la-seq", state.seq);
     node.classList.toggle("la-many", state.seq > 24);
@@ -150,7 +151,7 @@ function tableView(view, state) {
     const name = `${headName(state)}, step ${state.step.button}`;
     node.setAttribute("aria-label", `${name}, as a table`);
     caption.textContent = `${name}. Rows look, columns are looked at.`;
-    const heading = (token, scope) => h("th", { scope }, h("bdi", {}, state.name(token)));
+    const heading = (token, scope) => h("th", { scope }, state.name(token));
     const tokens = [...Array(state.seq).keys()];
     head.replaceChildren(h("tr", {}, h("td"), ...tokens.map((token) => heading(token, "col"))));
     body.replaceChildren(...tokens.map((row) => h("tr", {}, heading(row, "row"), ...tokens.map((column) => {
