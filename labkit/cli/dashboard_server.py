@@ -54,6 +54,11 @@ class DashboardServer(Voila):
         settings["jinja2_env"].loader.searchpath.insert(0, str(TEMPLATES))
         return settings
 
+    def init_handlers(self) -> list[Any]:
+        """Voila's, without what the page never asks for."""
+        unused = ("/voila/templates", "/voila/api/themes", "/logout")
+        return [handler for handler in super().init_handlers() if not handler[0].startswith(unused)]
+
     def listen(self) -> None:
         """Say where the page is, and serve it until Ctrl-C or SIGTERM."""
         HTTPServer(self.app).add_sockets(self.sockets)
@@ -101,6 +106,7 @@ def serve(address: str, port: int | None, token: str, *, open_browser: bool) -> 
             "VoilaConfiguration": {
                 "allow_template_override": "NO",
                 "theme": "system",
+                "http_keep_alive_timeout": 86_400,  # else a script that the policy forbids is sent
                 "file_allowlist": [],
                 "kernel_spec_manager_class": ThisPython,
                 "extension_allowlist": EXTENSIONS,

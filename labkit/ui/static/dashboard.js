@@ -115,7 +115,7 @@ function comparisonPart(view) {
     const { runs, rows, warnings, held_out: heldOut, training } = view.model.get("compared");
     if (!runs) return node.replaceChildren(h("p", {}, "Tick two runs or more to compare them."));
     const notes = warnings.map((text) => h("p", { class: "ld-note", dir: "auto" }, text));
-    const table = plainTable("Where they differ, and how they did", ["", ...runs.map(foreign)],
+    const table = plainTable("Where they differ, and how they did", ["Setting or result", ...runs.map(foreign)],
       rows.map(([name, ...values]) => [name, ...values.map((value) => foreign(digits(value)))]));
     node.replaceChildren(...notes, chartLegend(runs), h("div", { class: "ld-charts" },
       lossChart("Held-out loss (nats per token)", heldOut, runs),
