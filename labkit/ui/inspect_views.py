@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from labkit.analysis import EmbeddingMap
@@ -36,9 +37,10 @@ QUESTIONS = {
 def heads_table(scores: dict[str, Tensor]) -> pd.DataFrame:
     """One row per head: layer and head (from 0), its scores, and in plain words its kind.
 
-    kind: the largest of the three weights (induction, previous token, first token) if that is at least 0.4;
-    else "nearby tokens" up to a mean distance of 4; else "spread out" from 2 bits on, as over four positions
-    alike; else "something else".  A text of twenty tokens or more tells these apart.
+    kind: the first of induction, previous token and first token that has a weight of at least 0.4 (induction
+    comes first, since such heads rest on the first token where nothing repeats); else "nearby tokens" up to
+    a mean distance of 4; else "spread out" from 2 bits on, as over four positions alike; else "something
+    else".  A text of twenty tokens or more tells these apart.
     scores: as from `labkit.analysis.head_scores`.  To judge induction on `repeated_ids` and the rest on a
     text, join two of them: head_scores(…) | {"induction": head_scores(…)["induction"]}.
     """
@@ -51,9 +53,9 @@ def heads_table(scores: dict[str, Tensor]) -> pd.DataFrame:
 
 
 def _kind(row: Mapping[Hashable, float]) -> str:
-    best = max(KINDS, key=lambda name: row[name] if row[name] >= KIND_FROM else 0.0)  # NaN is never larger
-    if row[best] >= KIND_FROM:
-        return KINDS[best]
+    for name, kind in KINDS.items():
+        if row[name] >= KIND_FROM:
+            return kind
     if row["distance"] <= NEARBY_TO:
         return "nearby tokens"
     return "spread out" if row["entropy"] >= SPREAD_FROM else "something else"
@@ -136,8 +138,8 @@ def lens_figure(lens: Tensor, ids: Tensor, tokenizer: Tokenizer) -> Figure:
     grid.set(xlabel="token read", ylabel="read after")
     curves.plot(true.mean(1), "o-", color=COLOURS[0], label="probability of the true token")
     curves.plot(right.double().mean(1), "s--", color=COLOURS[1], label="likeliest token is right")
-    curves.set_xticks(range(len(names)), names, rotation=90)
-    curves.set(ylim=(0, 1.02), ylabel="mean over the text")
+    curves.set(xlabel="read after block (0: embedding)", ylabel="mean over the text", ylim=(0, 1.02))
+    curves.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set_title("When does it become clear?", fontsize=10)
     curves.legend(fontsize=8)
     curves.grid(alpha=0.3)

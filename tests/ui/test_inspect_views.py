@@ -60,8 +60,8 @@ def some_scores(layers: int = 2, heads: int = 3, **changes: list[list[float]]) -
 def test_each_head_has_a_row_with_its_scores_and_its_kind() -> None:
     scores = some_scores(
         induction=[[0.7, 0.0, 0.39], [0.45, math.nan, 0.0]],
-        previous_token=[[0.5, 0.41, 0.39], [0.5, 0.1, 0.0]],
-        first_token=[[0.0, 0.0, 0.0], [0.0, 0.9, 0.0]],
+        previous_token=[[0.9, 0.4, 0.39], [0.5, 0.1, 0.0]],
+        first_token=[[0.0, 0.5, 0.0], [0.9, 0.9, 0.0]],
         entropy=[[3.0, 3.0, 2.0], [3.0, 3.0, 1.9]],
     )
     table = heads_table(scores)
@@ -69,7 +69,7 @@ def test_each_head_has_a_row_with_its_scores_and_its_kind() -> None:
     assert table["layer"].tolist() == [0, 0, 0, 1, 1, 1]
     assert table["head"].tolist() == [0, 1, 2, 0, 1, 2]
     assert table["entropy"].tolist() == pytest.approx([3, 3, 2, 3, 3, 1.9])
-    kinds = ["induction", "previous token", "spread out", "previous token", "first token", "something else"]
+    kinds = ["induction", "previous token", "spread out", "induction", "first token", "something else"]
     assert table["kind"].tolist() == kinds
     assert set(heads_table(scores | {"distance": torch.full((2, 3), 4.0)})["kind"]) == {
         *kinds[:2], "first token", "nearby tokens"
@@ -164,6 +164,7 @@ def test_the_lens_figure_frames_what_is_right_and_counts_it() -> None:
     assert [label.get_text() for label in grid.get_yticklabels()] == ["embedding", "block 1", "block 2"]
     mean, right = (line.get_ydata() for line in curves.lines)
     assert list(mean) == pytest.approx([sum(row) / 3 for row in expected])
+    assert list(curves.lines[0].get_xdata()) == [0, 1, 2]
     assert list(right) == pytest.approx([1 / 3, 2 / 3, 1])
     assert [label.get_text() for label in curves.get_legend().get_texts()] == [
         "probability of the true token",
