@@ -258,8 +258,7 @@ class LiveRun(RunMonitor):
                 assert self.run is not None
                 self.run.append("samples", asdict(sample) | {"event": "asked"})
             except (ValueError, OSError) as error:
-                with self._turn:
-                    self.error = str(error)
+                self._complain(error)
             self._show(self.state)
 
     def _pressed(self, widget: object, content: dict[str, Any], buffers: object) -> None:
@@ -270,8 +269,11 @@ class LiveRun(RunMonitor):
             elif do in ("resume", "step", "pause", "stop", "sample", "look", "start_anew"):
                 getattr(self, do)()
         except (ValueError, RuntimeError, OSError) as error:
-            with self._turn:
-                self.error = str(error)
+            self._complain(error)
+
+    def _complain(self, error: BaseException) -> None:
+        with self._turn:
+            self.error = unhidden(str(error) or type(error).__name__)
 
     def _show(self, state: str) -> None:
         with self._turn, self.hold_sync():
@@ -284,10 +286,10 @@ class LiveRun(RunMonitor):
             self.state = state
             self.rate = self.trainer.learning_rate_scale if state not in ("offered", "busy") else None
             if self._raised is not None:
-                self.error = str(self._raised) or type(self._raised).__name__
+                self._complain(self._raised)
             resumable = self._resumable
             said = words(state, name=self.name, step=self.steps_done, resumable=resumable)
-            self.message = f"{said}{self._notes} {problem}".strip()
+            self.message = unhidden(f"{said}{self._notes} {problem}".strip())
             self.buttons = buttons(
                 state,
                 saved=saved_step(self.run) if self.run and state == "offered" else 0,

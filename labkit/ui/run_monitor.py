@@ -55,7 +55,7 @@ class RunMonitor(anywidget.AnyWidget):
         """Show what the run's folder holds by now; of one that is shown already only what is new is read."""
         with self._turn, self.hold_sync():
             history = self._read(run)
-            self.state, self.message = history.state(), history.problem
+            self.state, self.message = history.state(), unhidden(history.problem)
 
     def _read(self, run: Run) -> RunHistory:
         if self._history is None or self._history.run != run:

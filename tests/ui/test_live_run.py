@@ -61,7 +61,9 @@ def outcome(run: Run | None) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The same training by `fit`, never disturbed."""
     run = Run.create("whole", tmp_path_factory.mktemp("runs"))
-    fit(tiny(), run=run, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        fit(tiny(), run=run, progress=False)
     return outcome(run)
 
 
@@ -515,9 +517,14 @@ def test_a_trainer_that_has_taken_steps_does_not_start_anew() -> None:
 )
 def test_odd_names_are_found_again_and_shown_as_text(name: str) -> None:
     run = interrupted(1, name=name)
-    some = live(name=name)
+    some = live(tiny(ids=IDS.flip(0)), name=name)
     assert (some.state, some.run) == ("offered", run)
-    assert some.name == name.replace("\u202e", "U+202E").replace("\u200b", "U+200B")
+    shown = name.replace("\u202e", "U+202E").replace("\u200b", "U+200B")
+    assert some.name == shown
+    some.resume()
+    with pytest.raises(ValueError, match="other training or held-out text"):
+        some.wait(60)
+    assert f"Run {shown} was trained with other" in some.error
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "<b>"])
