@@ -31,6 +31,7 @@ from labkit.analysis.evaluate import (
     perplexity,
     token_losses,
 )
+from labkit.analysis.layers import LayerWatch, watch_layers
 from labkit.analysis.lens import logit_lens
 from labkit.analysis.scaling import (
     PUBLISHED,
@@ -47,6 +48,7 @@ __all__ = [
     "Comparison",
     "DocumentScore",
     "EmbeddingMap",
+    "LayerWatch",
     "ScalingLaw",
     "TrainingPlan",
     "attention_maps",
@@ -78,4 +80,5 @@ __all__ = [
     "total_score",
     "training_flops",
     "training_memory",
+    "watch_layers",
 ]
