@@ -18,6 +18,12 @@ def output_dir() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else project_root()
 
 
+def runs_dir() -> Path:
+    """The folder that holds all runs: the one in LABKIT_RUNS, else runs/ where output goes."""
+    chosen = os.environ.get("LABKIT_RUNS")
+    return Path(chosen).expanduser().resolve() if chosen else output_dir() / "runs"
+
+
 def cache_dir() -> Path:
     """Where what was fetched or measured is kept: LABKIT_CACHE when set, else the platform's cache folder."""
     chosen = os.environ.get("LABKIT_CACHE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ def dashboard(runs: Path, scratch: Path, *options: str, **variables: str) -> Ite
         yield Running(process, log, wait_for_address(process, log))
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        assert process.wait(timeout=60) in {0, -signal.SIGKILL}, log.read_text()
 
 
 def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:

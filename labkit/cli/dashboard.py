@@ -63,10 +63,14 @@ def dashboard(
         raise ValueError(f"dashboard: there is no folder {str(runs)!r}. `labkit train` makes runs.")
 
     from labkit.cli.dashboard_server import serve
+    from labkit.paths import output_dir, runs_dir
 
-    if runs is not None:
-        os.environ["LABKIT_RUNS"] = str(runs.resolve())
-    os.environ["LABKIT_HOME"] = str(Path.cwd())
+    folder = runs_dir() if runs is None else runs.resolve()
+    os.environ |= {
+        "LABKIT_RUNS": str(folder),
+        "LABKIT_OUT": str(output_dir()),
+        "LABKIT_HOME": str(Path.cwd()),
+    }
     serve(
         "0.0.0.0" if public else "127.0.0.1", port, token or secrets.token_urlsafe(24), open_browser=browser
     )

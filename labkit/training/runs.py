@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.atomic import flush, write_text_atomically
-from labkit.paths import output_dir
+from labkit.paths import runs_dir
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from labkit.model import GPT
-
-
-def runs_dir() -> Path:
-    """The folder that holds all runs: the one in LABKIT_RUNS, else runs/ in the output folder."""
-    chosen = os.environ.get("LABKIT_RUNS")
-    return Path(chosen).expanduser().resolve() if chosen else output_dir() / "runs"
 
 
 @dataclass(frozen=True)

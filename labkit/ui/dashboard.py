@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import anywidget
 import ipywidgets
 import traitlets
 
+from labkit.paths import runs_dir
 from labkit.training import Run
-from labkit.training.runs import runs_dir
 from labkit.ui.dashboard_form import form_choices
 from labkit.ui.dashboard_jobs import Job, jobs, resume_training, start_training
 from labkit.ui.dashboard_models import OpenModel
@@ -177,11 +176,11 @@ class Dashboard(anywidget.AnyWidget):
     def _resume(self) -> None:
         """Go on with the run, once."""
         if self._run and not any(job.run_id == self._run.id and job.alive for job in jobs(self.root)):
-            resume_training(self.root, _home(), self._run)
+            resume_training(self.root, Path.cwd(), self._run)
 
     def _start(self, options: dict[str, Any]) -> None:
         """Start a training."""
-        self._mine = start_training(self.root, _home(), options).path
+        self._mine = start_training(self.root, Path.cwd(), options).path
 
     def _try(self, run: object, checkpoint: object) -> None:
         """Open a checkpoint for the playground and the explorer."""
@@ -197,11 +196,6 @@ class Dashboard(anywidget.AnyWidget):
         finally:
             self.opened = {"state": "", "name": self._model.name if self._model else ""}
         self.playground, self.explorer = self._model.playground, self._model.explorer
-
-
-def _home() -> Path:
-    """Where trainings are started: the folder in which `labkit dashboard` was."""
-    return Path(os.environ.get("LABKIT_HOME", Path.cwd()))
 
 
 def _state(row: dict[str, Any], busy: dict[str | None, Job], run: Run) -> str:

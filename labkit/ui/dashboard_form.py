@@ -38,7 +38,7 @@ def form_choices() -> dict[str, Any]:
             continue  # another name of the same
         size = parameter_count(GPTConfig.preset(name, vocab_size=CHARACTERS))
         if TRAINING_BYTES * size < _memory():
-            presets.append((name, f"{name} (about {size / 1e6:,.1f} M parameters)"))
+            presets.append((name, f"{name}, {size / 1e6:,.1f} M parameters"))
     recipes = [("", "labkit's usual settings"), *((name, _in_words(name)) for name in TRAIN_PRESETS)]
     return {"presets": presets, "recipes": recipes, "corpora": corpus_names(), "defaults": DEFAULTS}
 

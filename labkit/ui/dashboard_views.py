@@ -30,6 +30,14 @@ POINTS = 300
 
 COLUMNS = ("parameters", "step", "total_steps", "val_loss", "perplexity", "state", "started")
 
+WORDS = {
+    "total_steps": "steps in all",
+    "val_loss": "held-out loss",
+    "best_val_loss": "best held-out loss",
+    "best_perplexity": "best perplexity",
+    "bits_per_byte": "bits per byte",
+}
+
 Signature = tuple[object, ...]
 
 
@@ -93,15 +101,15 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """How runs differ: a table whose rows are settings and results, curves, and what does not compare."""
     table = compare_runs(runs).T
     table = table[table.notna().any(axis="columns")]
-    rows = [
-        [str(name), *map(plain, values)] for name, values in zip(table.index, table.to_numpy(), strict=True)
-    ]
+    names = [WORDS.get(name, unhidden(name)) for name in table.index]
+    rows = [[name, *map(plain, values)] for name, values in zip(names, table.to_numpy(), strict=True)]
+    drawn = [curves(run) for run in runs]
     return {
         "runs": [unhidden(run.id) for run in runs],
         "rows": rows,
         "warnings": [unhidden(warning) for warning in comparison_warnings(runs)],
-        "held_out": [curves(run)["held_out"] for run in runs],
-        "training": [curves(run)["training"] for run in runs],
+        "held_out": [each["held_out"] for each in drawn],
+        "training": [each["training"] for each in drawn],
     }
 
 

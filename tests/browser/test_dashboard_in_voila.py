@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from labkit.training import Run
 from labkit.ui.dashboard_jobs import Job, jobs
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 playwright = pytest.importorskip("playwright.sync_api")
@@ -41,7 +41,7 @@ class Shown:
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
 
-    def row(self, run: str) -> object:
+    def row(self, run: str) -> Locator:
         return self.page.locator(".ld-runs tbody tr").filter(
             has=self.page.get_by_role("button", name=run, exact=True)
         )
@@ -99,7 +99,7 @@ def last_job(shown: Shown) -> Job:
     return jobs(shown.runs)[0]
 
 
-def until(condition: object, seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait for something that a process on this machine does."""
     end = time.monotonic() + seconds
     while not condition():
@@ -197,10 +197,8 @@ def test_a_training_is_started_followed_stopped_and_resumed(shown: Shown) -> Non
     points = panel.locator("[data-chart=Loss] .lr-solid").first
     playwright.expect(points).not_to_have_attribute("data-points", "0")
     before = int(points.get_attribute("data-points") or 0)
-    shown.page.wait_for_function(
-        "before => Number(document.querySelector('[data-chart=Loss] .lr-solid').dataset.points) > before + 20",
-        arg=before,
-    )
+    moved = "([curve, before]) => Number(curve.dataset.points) > before + 20"
+    shown.page.wait_for_function(moved, arg=[points.element_handle(), before])
     job = last_job(shown)
     assert job.alive
     panel.get_by_role("button", name="Stop", exact=True).click()

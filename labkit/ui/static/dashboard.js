@@ -10,7 +10,7 @@ const TABS = [
 const RUN_COLUMNS = [
   { name: "run", label: "Run" },
   { name: "parameters", label: "Parameters", show: many },
-  { name: "step", label: "Steps", show: (step, row) => `${many(step)} / ${many(row.total_steps)}` },
+  { name: "step", label: "Steps", show: (step, row) => (step === null ? "–" : `${many(step)} / ${many(row.total_steps)}`) },
   { name: "val_loss", label: "Held-out loss", show: digits, hint: "nats per token" },
   { name: "perplexity", label: "Perplexity", show: digits },
   { name: "state", label: "State", show: (text) => text },
