@@ -63,6 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run = Run.create("whole", tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(environment, "_git_state", lambda: "commit")
         fit(tiny(), run=run, progress=False)
     return outcome(run)
 
@@ -172,7 +173,7 @@ def test_a_step_is_one_step_and_a_pause_holds() -> None:
         until(lambda expected=expected: (some.state, some.steps_done) == ("paused", expected))
         some.sample()  # which the same thread writes
         until(lambda expected=expected: len(asked(some)) == expected - 1)
-        assert some.trainer.step == expected
+        assert (some.trainer.step, some.trainer.pending) == (expected, [])
     assert some.run
     assert some.run.metrics("evaluation")["step"].tolist() == [0, 2]
     assert enabled(some) == ["Resume", "Step", "Stop", "Sample now"]
