@@ -89,13 +89,13 @@ def test_heads_made_by_hand_are_named() -> None:
 
 
 def test_the_heads_figure_draws_each_score_that_is_defined() -> None:
-    scores = some_scores(previous_token=[[0.5, 0.25, 0.125], [0.75, 1.0, 0.0]])
+    scores = some_scores(previous_token=[[0.5, 0.25, 0.125], [0.75, 0.9, 0.1]])
     figure = heads_figure(scores)
     drawn(figure)
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     assert len(panels) == 5
     before = panels["Weight on the token before?"]
-    assert texts(before) == ["0.50", "0.25", "0.12", "0.75", "1.00", "0.00"]
+    assert texts(before) == ["0.50", "0.25", "0.12", "0.75", "0.90", "0.10"]
     assert before.images[0].get_clim() == (0, 1)  # a share is small or large in itself
     assert before.get_xlabel() == "head"
     assert before.get_ylabel() == "layer"
