@@ -22,12 +22,14 @@ function scaleLegend(state) {
     `${ends[1]}.${softmax ? " The middle is 0.25 (by square root)." : ""}${hidden}`];
 }
 
-// Tokens along a side; of many only every second or fourth, and the one looked at always.
+// Tokens along a side; of many only every second or fourth, where there is little room half of them, and the one looked
+// at always.
 function sideLabels(state, side) {
   const every = state.seq <= 32 ? 1 : state.seq <= 64 ? 2 : 4;
   return state.labels.map((label, token) => {
     const node = state.name(token);
     node.classList.toggle("la-rare", token % every > 0);
+    node.classList.toggle("la-rarer", state.seq > 16 && token % (2 * every) > 0);
     node.style.setProperty(side, `${(100 * (token + 0.5)) / state.seq}%`);
     return node;
   });
@@ -70,6 +72,7 @@ function matrixView(view, state) {
       const shade = hidden ? "la-hidden" : state.level(value) > 0.5 ? "la-light" : "la-dark";
       return h("span", { class: shade }, number(value, state.step));
     });
+    numbers.classList.toggle("la-dense", state.seq > 5);
     numbers.replaceChildren(...cells);
   };
   let named = [];
