@@ -149,9 +149,7 @@ def upgrade(server: Running, path: str, **headers: str) -> int:
     asked = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
     asked["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
     try:
-        connection.request(
-            "GET", path, headers={"Upgrade": "websocket", "Connection": "Upgrade"} | key | headers
-        )
+        connection.request("GET", path, headers=asked | headers)
         return connection.getresponse().status
     finally:
         connection.close()

@@ -65,6 +65,8 @@ class DashboardServer(Voila):
         host, port = self.sockets[0].getsockname()[:2]
         name = socket.gethostname() if host == "0.0.0.0" else host
         print(f"The dashboard: http://{name}:{port}/?token={self.token}", flush=True)
+        if host == "0.0.0.0":
+            print("Other machines reach it too, and nothing on the way is encrypted.", flush=True)
         print("Ctrl-C ends it; trainings that it started go on.", flush=True)
         if self.opens_browser:
             self._open(f"http://127.0.0.1:{port}/?token={self.token}")

@@ -157,7 +157,7 @@ class Dashboard(anywidget.AnyWidget):
             with self._turn:
                 getattr(self, f"_{do}")(**{name: each for name, each in content.items() if name != "do"})
                 self._say(where, "")
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # memory may run out, a file be anything, a message come from anybody
             with self._turn:
                 self._say(where, str(error))
         self._look()

@@ -50,8 +50,7 @@ def train_arguments(options: dict[str, Any]) -> list[str]:
     recipe's), seed, and name ("" for the usual one).
     Raises ValueError for what can be seen to be wrong without reading the corpus.
     """
-    missing = sorted(DEFAULTS.keys() - options.keys())
-    if missing:
+    if missing := sorted(DEFAULTS.keys() - dict(options).keys()):
         raise ValueError(f"The form lacks {', '.join(missing)}.")
     recipe, preset, corpus, name = (str(options[each]) for each in ("recipe", "preset", "corpus", "name"))
     if not corpus.strip():
@@ -65,7 +64,8 @@ def train_arguments(options: dict[str, Any]) -> list[str]:
     if options["learning_rate"] != "":
         given["learning_rate"] = options["learning_rate"]
     config = TrainConfig.preset(recipe, **given) if recipe else TrainConfig(**given)
-    assert config.max_steps is not None
+    if config.max_steps is None:
+        raise ValueError("max_steps=None must be a whole number.")
     values = {field: getattr(config, field) for field in TRAIN_PRESETS.get(recipe, {}).keys() | given}
     values |= {field: min(usual, max(1, config.max_steps // 4)) for field, usual in USUAL.items()}
     arguments = [f"--preset={preset}", f"--corpus={corpus}", *([f"--name={name}"] if name else [])]

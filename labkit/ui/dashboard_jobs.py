@@ -125,8 +125,10 @@ def start_training(root: Path, home: Path, options: dict[str, Any]) -> Job:
 
     options: see `train_arguments`, whose ValueError is passed on.
     """
-    what = f"train {options.get('preset')} on {options.get('corpus')}"
-    return _start(root, home, ["train", *train_arguments(options)], what, None)
+    arguments = train_arguments(options)
+    return _start(
+        root, home, ["train", *arguments], f"train {options['preset']} on {options['corpus']}", None
+    )
 
 
 def resume_training(root: Path, home: Path, run: Run) -> Job:

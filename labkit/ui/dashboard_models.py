@@ -25,7 +25,7 @@ class OpenModel:
     def __init__(self, run: Run, checkpoint: Path) -> None:
         model, step = load_checkpoint(checkpoint)
         self.name = f"{unhidden(run.id)}, step {step:,}"
-        tokenizer = _tokenizer(run)
+        tokenizer = load_tokenizer(run.path / "tokenizer.json")
         models = {self.name: (model, tokenizer)}
         texts = [*_own_texts(run), *LINES, tokenizer.decode(list(range(min(3, tokenizer.vocab_size))))]
         prompt, text = (_readable(tokenizer, [each[:length] for each in texts]) for length in (PROMPT, TEXT))
@@ -38,13 +38,6 @@ class OpenModel:
         self.playground.wait()
         self.playground.close()
         self.explorer.close()
-
-
-def _tokenizer(run: Run) -> Tokenizer:
-    try:
-        return load_tokenizer(run.path / "tokenizer.json")
-    except OSError as error:
-        raise ValueError(f"Run {run.id} has no tokenizer.json that can be read ({error}).") from error
 
 
 def _own_texts(run: Run) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from dashboard_process import Running, dashboard
+from dashboard_process import TOKEN, Running, dashboard
 from dashboard_runs import HOSTILE_SHOWN, SCRIPT, folder_of_runs, write_corpus
 from servers import Watch, watch
 
@@ -303,6 +303,39 @@ def test_a_page_can_send_nothing_elsewhere(shown: Shown) -> None:
     }"""
     assert shown.page.evaluate(refused) == [True, "connect-src,img-src,script-src-elem"]
     assert shown.page.evaluate("window.hacked") is None
+
+
+def test_whoever_has_the_token_cannot_run_code_of_their_own(shown: Shown, tmp_path: Path) -> None:
+    """The kernel takes messages between widgets, and no others."""
+    websocket = pytest.importorskip("websocket")
+    config = json.loads(shown.page.locator("#jupyter-config-data").text_content() or "")
+    address = shown.server.address.replace("http", "ws")
+    channel = f"{address}/api/kernels/{config['kernelId']}/channels?token={TOKEN}"
+    connection = websocket.create_connection(channel, timeout=60)
+
+    def send(kind: str, content: dict[str, object]) -> None:
+        header = {
+            "msg_id": kind,
+            "msg_type": kind,
+            "session": "s",
+            "username": "u",
+            "version": "5.3",
+            "date": "",
+        }
+        message = {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+        connection.send(json.dumps(message | {"channel": "shell", "buffers": []}))
+
+    made = tmp_path / "made"
+    code = f"open({str(made)!r}, 'w').close()"
+    send("execute_request", {"code": code, "silent": False, "user_expressions": {}, "allow_stdin": False})
+    send("inspect_request", {"code": "open", "cursor_pos": 1})
+    send("kernel_info_request", {})
+    replies = []
+    while "kernel_info_reply" not in replies:
+        replies.append(json.loads(connection.recv())["header"]["msg_type"])
+    connection.close()
+    assert not {"execute_reply", "execute_input", "inspect_reply"} & set(replies)
+    assert not made.exists()
 
 
 def kernels(server: Running) -> list[psutil.Process]:
