@@ -116,7 +116,7 @@ class LiveRun(RunMonitor):
         """Multiply the learning rates of the schedule by this, from the next step on."""
         usable = isinstance(factor, int | float) and not isinstance(factor, bool)
         if not usable or not math.isfinite(factor) or not 0 < factor <= 1000:
-            raise ValueError(f"learning rate times {factor!r}: choose a number above 0, up to 1000.")
+            raise ValueError(f"Learning rate times {factor!r}: choose a number above 0, up to 1000.")
         self.trainer.learning_rate_scale = float(factor)
         with self._turn, self.hold_sync():
             self.rate, self.error = float(factor), ""

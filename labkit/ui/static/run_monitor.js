@@ -258,6 +258,7 @@ function rateBox(view) {
   view.on(["rate", "error"], () => {
     const rate = model.get("rate");
     node.hidden = rate === null;
+    box.setAttribute("aria-invalid", String(model.get("error").startsWith("Learning rate times")));
     if (model.get("error") || document.activeElement === box) return; // what is wrong stays to be mended
     box.value = String(rate);
   });
