@@ -23,7 +23,7 @@ def test_import_labkit_loads_nothing_heavy() -> None:
 
 
 COMMANDS = ["fetch", "doctor", "encode", "train", "resume", "sample", "sweep", "export", "import", "runs"]
-COMMANDS += ["dashboard", "serve", "runs list", "runs show", "runs compare", "runs checkpoints"]
+COMMANDS += ["dashboard", "eval", "serve", "runs list", "runs show", "runs compare", "runs checkpoints"]
 
 
 def test_the_list_of_commands_is_whole() -> None:
