@@ -234,6 +234,27 @@ def test_reading_leaves_the_model_and_the_random_numbers_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_model_that_runs_in_another_thread_can_be_read() -> None:
+    model, stop = gpt(dropout=0.0), threading.Event()
+    some = explorer(model)
+    expected = matrices(some)
+
+    def train() -> None:
+        while not stop.is_set():
+            model.loss(ids_of("to be or no"), ids_of("o be or not"))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(20):
+            some.read()
+            assert some.error == ""
+            torch.testing.assert_close(matrices(some), expected)
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_moves_of_head_view_and_step_do_not_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     some = explorer()
     monkeypatch.setattr("labkit.ui.attention_view.read_text", lambda *_: pytest.fail("read again"))
