@@ -38,14 +38,15 @@ def dashboard(
     """Look at runs in a browser: compare them, follow and start trainings, try checkpoints.
 
     The page is for this machine alone, and its address carries a token. Whoever has the token can start, stop
-    and resume trainings, and read with them any text that you can read; programs of their own they cannot
-    run. Ctrl-C ends the dashboard (exit code 0); trainings that it started go on.
+    and resume trainings, try every model in the folder, and by way of a training read any text that you can
+    read; programs of their own they cannot run. Ctrl-C ends the dashboard (exit code 0); trainings that it
+    started go on.
 
     Args:
         runs: Folder of runs; the one that `labkit train` writes to when not given.
         port: A free one when not given.
-        token: At least 16 letters, digits, -, _, . or ~; a new one when not given. Others on this machine see
-            a command's options, so prefer the variable LABKIT_TOKEN.
+        token: At least 16 letters, digits, -, _, . or ~; a new one when not given. Others on this machine
+            see a command's options: the variable LABKIT_TOKEN is safer.
         public: Let other machines reach the page, without encryption; needs a token of your own.
         browser: Leave the browser closed; open the printed address yourself.
     """

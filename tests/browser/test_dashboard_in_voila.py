@@ -119,7 +119,8 @@ def test_all_runs_are_listed_and_the_token_has_left_the_address(shown: Shown) ->
 
 def test_foreign_names_are_text(shown: Shown) -> None:
     playwright.expect(shown.row(HOSTILE_SHOWN)).to_have_count(1)
-    shown.row(HOSTILE_SHOWN).get_by_role("button").click()
+    shown.row(HOSTILE_SHOWN).get_by_role("button").press("Enter")
+    playwright.expect(shown.page.get_by_role("tab", name="One run")).to_be_focused()
     playwright.expect(shown.page.locator(".lr-name")).to_have_text(HOSTILE_SHOWN)
     playwright.expect(shown.page.locator(".lr-sample")).to_contain_text(HOSTILE_SHOWN)
     shown.page.locator("summary").filter(has_text="Settings").click()

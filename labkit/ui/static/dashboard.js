@@ -276,12 +276,16 @@ function tabList(view, panels) {
     show(view, TABS[place].name);
     tabs[place].focus();
   });
-  view.on(["tab"], () => TABS.forEach(({ name }, place) => {
-    const chosen = name === view.model.get("tab");
-    tabs[place].setAttribute("aria-selected", String(chosen));
-    tabs[place].tabIndex = chosen ? 0 : -1;
-    panels[name].hidden = !chosen;
-  }));
+  view.on(["tab"], () => {
+    const now = view.model.get("tab");
+    const leaves = TABS.some(({ name }) => name !== now && panels[name].contains(document.activeElement));
+    TABS.forEach(({ name }, place) => {
+      tabs[place].setAttribute("aria-selected", String(name === now));
+      tabs[place].tabIndex = name === now ? 0 : -1;
+      panels[name].hidden = name !== now;
+      if (leaves && name === now) tabs[place].focus(); // what had the focus is out of sight
+    });
+  });
   return list;
 }
 
