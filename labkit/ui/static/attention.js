@@ -83,7 +83,7 @@ function headsPanel(view, state) {
         h("canvas"), h("span", { class: "la-name" }), h("span", { class: "la-score" }));
       const name = `layer ${layer(at)}, head ${at % state.heads}`;
       const [, caption, note] = option.children;
-      caption.textContent = tight ? `L${layer(at)} H${at % state.heads}` : name;
+      caption.textContent = tight ? `L${layer(at)} H${at % state.heads}` : name.replaceAll(/ (?=\d)/g, "\u00a0");
       note.textContent = tight ? order.value && label(at).slice(order.value.length) : label(at);
       option.setAttribute("aria-label", [name, label(at)].filter(Boolean).join(", "));
       option.title = option.getAttribute("aria-label");
