@@ -23,7 +23,7 @@ from labkit.ui.dashboard_jobs import Job, jobs
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
@@ -57,10 +57,14 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that is not named runs, with a blank in its name."""
     scratch = tmp_path_factory.mktemp("elsewhere")
-    return folder_of_runs(scratch / "my runs", write_corpus(scratch / "text.txt"))
+    root = folder_of_runs(scratch / "my runs", write_corpus(scratch / "text.txt"))
+    yield root
+    for job in jobs(root):  # what a test that failed has left
+        if job.alive:
+            psutil.Process(job.pid).kill()
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +202,8 @@ def test_a_training_is_started_followed_stopped_and_resumed(shown: Shown) -> Non
     points = panel.locator("[data-chart=Loss] .lr-solid").first
     playwright.expect(points).not_to_have_attribute("data-points", "0")
     before = int(points.get_attribute("data-points") or 0)
-    moved = "([curve, before]) => Number(curve.dataset.points) > before + 20"
-    shown.page.wait_for_function(moved, arg=[points.element_handle(), before])
+    curve = "document.querySelector('[data-chart=Loss] .lr-solid')"
+    shown.page.wait_for_function(f"before => Number({curve}.dataset.points) > before + 5", arg=before)
     job = last_job(shown)
     assert job.alive
     panel.get_by_role("button", name="Stop", exact=True).click()
@@ -354,7 +358,7 @@ def test_a_closed_page_ends_its_kernel_and_no_training(shown: Shown) -> None:
     shown.page.goto("about:blank")
     until(lambda: not kernels(shown.server))
     step = Run(shown.runs / "stays").metrics("step")["step"].max()
-    until(lambda: Run(shown.runs / "stays").metrics("step")["step"].max() > step + 10)
+    until(lambda: Run(shown.runs / "stays").metrics("step")["step"].max() > step + 5)
     assert job.alive
     shown.page.goto(shown.server.address)
     shown.row("stays").get_by_role("button").click()
@@ -365,14 +369,15 @@ def test_a_closed_page_ends_its_kernel_and_no_training(shown: Shown) -> None:
 
 
 def test_a_training_goes_on_to_its_end_when_server_and_kernel_are_killed(shown: Shown) -> None:
-    shown.start("survivor", 600)
+    shown.start("survivor", 400)
     until(lambda: last_job(shown).run_id == "survivor")
     job = last_job(shown)
     for process in (*kernels(shown.server), psutil.Process(shown.server.process.pid)):
         process.send_signal(signal.SIGKILL)
     shown.server.process.wait(timeout=60)
-    until(lambda: not job.alive, 300)
+    assert job.alive
+    until(lambda: not job.alive, 600)
     run = Run.open("survivor", shown.runs)
-    assert run.metrics("step")["step"].max() == 600
+    assert run.metrics("step")["step"].max() == 400
     assert "run survivor finished" in job.last_lines()
     assert run.load()[0].config.n_layers == 4
