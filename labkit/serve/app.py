@@ -57,6 +57,7 @@ def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: s
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     app.state.service = service

@@ -22,6 +22,17 @@ _MEANINGS = {
 }
 
 
+EVENT = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {
+        "data": {"type": "string", "description": "JSON, or [DONE]."},
+        "event": {"type": "string", "description": "Its kind, where it is no plain message."},
+        "id": {"type": "string", "description": "What Last-Event-ID can name."},
+    },
+}
+
+
 def errors(*statuses: int) -> Answers:
     """The errors of an operation."""
     return {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}

@@ -86,7 +86,10 @@ class Sampling(_Request):
 
     model: str = Field(description="Name of the model, as `GET /v1/models` lists it.", examples=["shipped"])
     temperature: float | None = Field(
-        None, ge=0, le=2, description="Below 1 sharpens, above 1 flattens, 0 is greedy. Default: 1."
+        None,
+        ge=0,
+        le=2,
+        description="Below 1 sharpens, above 1 flattens, 0 is greedy; no less than 0.001 else. Default: 1.",
     )
     top_p: float | None = Field(
         None, gt=0, le=1, description="Keep the smallest set of tokens whose probabilities sum to this."

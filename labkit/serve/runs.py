@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path
 from starlette.responses import Response
 
-from labkit.serve.documented import errors
+from labkit.serve.documented import EVENT, errors
 from labkit.serve.errors import ApiError, shutting_down, too_many
 from labkit.serve.replies import EventStream, JSONReply, sse
 from labkit.serve.schemas import RunDetails, RunList, SampleList
@@ -71,7 +71,7 @@ def runs_router(service: Service) -> APIRouter:
         responses={
             200: {
                 "description": "Server-sent events.",
-                "content": {"text/event-stream": {"schema": {"type": "string"}, "example": EVENTS}},
+                "content": {"text/event-stream": {"schema": EVENT, "example": EVENTS}},
             },
             **errors(400, 401, 404, 429, 503),
         },
@@ -98,7 +98,7 @@ async def _follow(tail: Tail, service: Service) -> AsyncGenerator[bytes]:
     service.followers += 1
     now = asyncio.get_running_loop().time
     try:
-        said = now()
+        said, finished = now(), False
         yield sse(comment="the rows of a run")
         while True:
             rewound, rows = await asyncio.to_thread(tail.read)
@@ -110,11 +110,13 @@ async def _follow(tail: Tail, service: Service) -> AsyncGenerator[bytes]:
                 yield sse(shutting_down().content(), event="error")
                 return
             if rows:
-                said = now()
+                said, finished = now(), False
                 continue
-            if await asyncio.to_thread(tail.finished):
+            if finished:  # and no row came since
                 yield sse({"state": "finished"}, event="end")
                 return
+            if finished := await asyncio.to_thread(tail.finished):
+                continue
             if now() - said > HEARTBEAT_SECONDS:
                 said = now()
                 yield sse(comment="nothing new")

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 LEAST_LOG_PROBABILITY = -9999.0
 """JSON has no minus infinity."""
+LEAST_TEMPERATURE = 1e-3
+"""Dividing by less could make logits infinite."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class Service:
             )
         if asked.stream_options is not None and not asked.stream:
             raise wrong("stream_options", "goes with stream=true.")
+        if 0 < (asked.temperature or 0) < LEAST_TEMPERATURE:
+            raise wrong("temperature", f"{asked.temperature:g} is too close to 0, which is greedy.")
         given = {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
         settings = SampleConfig(max_new_tokens=max_tokens[1], **given)
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
