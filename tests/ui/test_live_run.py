@@ -427,6 +427,19 @@ def test_a_run_that_was_killed_goes_on_from_the_checkpoint_before(whole: dict[st
     assert outcome(run) == whole
 
 
+def test_a_step_of_a_resumed_run_comes_after_what_was_still_due() -> None:
+    trainer = tiny()
+    in_step(trainer, 3, lambda _: live_run._training[0].stop())
+    assert live(trainer).wait(60) is False
+    assert trainer.pending == ["evaluation", "sample"]
+    again = live()
+    again.step()
+    until(lambda: again.state == "paused")
+    assert again.steps_done == 5
+    assert again.run
+    assert again.run.metrics("evaluation")["step"].tolist() == [0, 2, 4]
+
+
 def test_starting_anew_leaves_the_interrupted_run_as_it_is(whole: dict[str, Any]) -> None:
     run = interrupted(4)
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
