@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
@@ -104,15 +104,15 @@ class LayerWatch:
     def _read(self, module: nn.Module, layer: str, column: str) -> None:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
             if module.training:
-                self._squares[layer, column].append((_square([output.detach()]), output.numel()))
+                self._squares[layer, column].append((_square(output), output.numel()))
 
         self._hooks.append(module.register_forward_hook(hook))
 
     def _peaks_of(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if module.training:
-                low, high = arguments[0].detach().flatten(0, -2).aminmax(dim=0)  # (d_ff,)
-                self._peaks[layer].append(torch.maximum(-low, high))
+                hidden = arguments[0].detach().flatten(0, -2)  # (tokens, d_ff)
+                self._peaks[layer].append(torch.maximum(hidden.amax(0), -hidden.amin(0)))
 
         return hook
 
@@ -123,21 +123,22 @@ class LayerWatch:
         layers["embedding"] += [model.positions] if model.positions is not None else []
         layers |= {f"block {number}": [block] for number, block in enumerate(model.blocks)}
         layers |= {"norm": [model.norm]} | ({} if model.config.tie_weights else {"head": [model.head]})
-        clipped = math.sqrt(_square([each.grad for each in model.parameters() if each.grad is not None]))
+        slopes = {each: _square(each.grad) for each in model.parameters() if each.grad is not None}
+        clipped = _root(slopes.values(), 1)
         for layer, modules in layers.items():
             weights = [each for module in modules for each in module.parameters()]
-            gradients = [each.grad for each in weights if each.grad is not None]
+            trained = [each for each in weights if each in slopes]
             row: dict[str, Any] = {"step": step, "layer": layer} | dict.fromkeys(COLUMNS, math.nan)
             for (name, column), squares in self._squares.items():
                 if name == layer:
-                    total = torch.stack([each for each, _ in squares]).sum()
-                    row[column] = _root(total, sum(count for _, count in squares))
+                    row[column] = _root([each for each, _ in squares], sum(count for _, count in squares))
             if layer in self._peaks:
                 peaks = torch.stack(self._peaks[layer]).amax(0)  # (d_ff,)
                 row["dead_share"] = (peaks < self.dead_below).double().mean().item()
-            row["weight_rms"] = _rms([each.detach() for each in weights])
-            if gradients and math.isfinite(grad_norm):  # else fp16 had no room for them: the step was skipped
-                row["gradient_rms"] = _rms(gradients) * (grad_norm / clipped if clipped else 1)
+            row["weight_rms"] = _root(map(_square, weights), sum(each.numel() for each in weights))
+            if trained and math.isfinite(grad_norm):  # else fp16 had no room for them: the step was skipped
+                root = _root((slopes[each] for each in trained), sum(each.numel() for each in trained))
+                row["gradient_rms"] = root * (grad_norm / clipped if clipped else 1)
             row["gradient_to_weight"] = row["gradient_rms"] / (row["weight_rms"] or math.nan)
             self.rows.append(row)
 
@@ -182,16 +183,14 @@ def _wrong(row: dict[str, Any], earlier: _ROWS, blocks: _ROWS) -> Iterator[tuple
         yield "dead", f"{row['dead_share']:.0%} of the hidden units of its MLP are dead: no token moved them."
 
 
-def _square(tensors: list[Tensor]) -> Tensor:
-    """Sum of the squares of all numbers, in float32 at least."""
-    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
-    return torch.stack([torch.linalg.vector_norm(each, dtype=dtype) for each in tensors]).square().sum()
+@torch.no_grad()
+def _square(numbers: Tensor) -> Tensor:
+    """Sum of squares, in float32 at least."""
+    dtype = torch.promote_types(numbers.dtype, torch.float32)
+    return torch.linalg.vector_norm(numbers, dtype=dtype) ** 2
 
 
-def _root(square: Tensor, count: int) -> float:
-    value = math.sqrt(square.item() / count)
+def _root(squares: Iterable[Tensor], count: int) -> float:
+    """Root of the mean of so many numbers; infinite where one was not a number."""
+    value = math.sqrt(torch.stack(list(squares)).sum().item() / count)
     return math.inf if math.isnan(value) else value
-
-
-def _rms(tensors: list[Tensor]) -> float:
-    return _root(_square(tensors), sum(each.numel() for each in tensors))

@@ -7,6 +7,7 @@ from labkit.ui.evaluation_views import (
     comparison_table,
     comparison_words,
     gaps_table,
+    layers_figure,
     scores_table,
 )
 from labkit.ui.figures import COLOURS, LINES, heatmap, new_figure, probability_bars, show, training_curves
@@ -45,6 +46,7 @@ __all__ = [
     "heads_figure",
     "heads_table",
     "heatmap",
+    "layers_figure",
     "lens_figure",
     "lens_table",
     "losses_figure",

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from labkit.analysis.compare import Comparison, TokenGap
 from labkit.analysis.documents import DocumentScore
 from labkit.text import Tokenizer
-from labkit.ui.figures import COLOURS, blanks, new_figure, visible
+from labkit.ui.figures import COLOURS, LINES, blanks, new_figure, visible
 from labkit.ui.sampling_stages import token_label, unhidden
 
 
@@ -101,7 +101,10 @@ def comparison_figure(comparison: Comparison, names: tuple[str, str]) -> Figure:
     for bar, value in zip(bars, values, strict=True):
         bar.set_hatch("" if value < 0 else "///")
     low, high = comparison.interval
-    axes.errorbar(comparison.total.difference, len(measured), xerr=(high - low) / 2, color="black", capsize=4)
+    if not math.isnan(comparison.standard_error):
+        axes.errorbar(
+            comparison.total.difference, len(measured), xerr=(high - low) / 2, color="black", capsize=4
+        )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(values)), [*titles, "total, 95 % interval"])
     axes.invert_yaxis()
@@ -109,4 +112,29 @@ def comparison_figure(comparison: Comparison, names: tuple[str, str]) -> Figure:
     axes.set(
         title=f"Does {first} predict better than {other}?", xlabel="bits per byte less (left) or more (right)"
     )
+    return figure
+
+
+def layers_figure(table: pd.DataFrame) -> Figure:
+    """Activations, gradients and dead units of every layer over the watched steps.
+
+    table: as from `LayerWatch.table`.
+    """
+    figure = new_figure(3, width=13, height=4)
+    panels = {
+        "activation_rms": ("Do activations grow?", "root mean square after the layer"),
+        "gradient_to_weight": ("Which layers learn?", "gradient / weight (root mean squares)"),
+        "dead_share": ("Do units fall silent?", "dead hidden units (%)"),
+    }
+    for axes, (column, (title, label)) in zip(figure.axes, panels.items(), strict=True):
+        for number, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
+            if rows[column].notna().any():
+                values = rows[column] * (100 if column == "dead_share" else 1)
+                style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+                axes.plot(rows["step"], values, marker=".", label=str(layer), **style)
+        axes.set(title=title, xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+        if column != "dead_share" and (table[column] > 0).any():
+            axes.set_yscale("log")
+    figure.axes[0].legend(fontsize="small")
     return figure
