@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +137,8 @@ def test_a_run_against_its_own_checkpoint(evaluate: Any) -> None:
 
 
 @pytest.fixture
-def second(home: Path) -> Run:
-    """A run of a notebook, whose text is not known, with the first one's tokenizer; better at the letter e."""
+def second(home: Path) -> Iterator[Run]:
+    """A run of a notebook, whose text is not known, with the first one's tokenizer."""
     first, tokenizer = Run.open("first").load()
     model = GPT(first.config)
     torch.manual_seed(3)
@@ -143,7 +146,8 @@ def second(home: Path) -> Run:
     config = TrainConfig(max_steps=2, eval_windows=2, threads=1)
     run = Run.create("second")
     fit(Trainer(model, ids, ids[:50], config, tokenizer=tokenizer), run=run, progress=False)
-    return run
+    yield run
+    shutil.rmtree(run.path)
 
 
 def test_where_two_models_differ_most(evaluate: Any, second: Run) -> None:
@@ -164,8 +168,8 @@ def test_a_run_of_a_notebook_needs_a_text(evaluate: Any, second: Run) -> None:
     code, shown, errors = evaluate(second.id)
     assert (code, shown) == (2, "")
     assert errors == (
-        f"labkit: eval: {second.id} does not say what it was trained on. Name a text: --corpus shakespeare, or "
-        "the path of a file or folder.\n"
+        f"labkit: eval: {second.id} does not say what it was trained on. Name a text: --corpus shakespeare, "
+        "or the path of a file or folder.\n"
     )
     assert evaluate(second.id, "--corpus", "tiny")[0] == 0
 
@@ -248,8 +252,6 @@ def test_help_says_what_is_measured_and_on_what(evaluate: Any) -> None:
 
 
 def test_the_bar_is_on_a_terminal_only(evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     assert evaluate("first")[2] == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     _, shown, errors = evaluate("first")

@@ -130,11 +130,12 @@ def layers_figure(table: pd.DataFrame) -> Figure:
         for number, (layer, rows) in enumerate(table.groupby("layer", sort=False)):
             if rows[column].notna().any():
                 values = rows[column] * (100 if column == "dead_share" else 1)
-                style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-                axes.plot(rows["step"], values, marker=".", label=str(layer), **style)
+                line, colour = LINES[number % len(LINES)], COLOURS[number % len(COLOURS)]
+                axes.plot(rows["step"], values, line, color=colour, marker=".", label=str(layer))
         axes.set(title=title, xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
         if column != "dead_share" and (table[column] > 0).any():
             axes.set_yscale("log")
-    figure.axes[0].legend(fontsize="small")
+    if len(table):
+        figure.axes[0].legend(fontsize="small")
     return figure
