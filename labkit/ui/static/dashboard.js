@@ -71,7 +71,8 @@ function runsPanel(view) {
 function sortHead(column, onclick) {
   const arrow = h("span", { "aria-hidden": "true" });
   const hint = column.hint ? h("span", { class: "lk-small" }, column.hint) : "";
-  const node = h("th", { scope: "col" }, h("button", { type: "button", class: "ld-sort", onclick }, column.label, arrow), hint);
+  const button = h("button", { type: "button", class: "ld-sort", onclick }, column.label, arrow);
+  const node = h("th", { scope: "col", "data-column": column.name }, button, hint);
   const mark = (down) => {
     if (down === null) node.removeAttribute("aria-sort");
     else node.setAttribute("aria-sort", down ? "descending" : "ascending");
