@@ -93,7 +93,8 @@ def shown(
     readers = ModuleType("readers")
     exec(READERS, readers.__dict__)
     page = browser.new_page(viewport={"width": 1300, "height": 1400})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)
+    playwright.expect.set_options(timeout=60_000)  # for a busy machine
     with opened(request.param, page, folder, scratch) as seen:
         page.locator(".labkit-attention").nth(BIG).wait_for()
         yield Shown(request.param, page, seen, readers)
@@ -428,6 +429,16 @@ def test_a_text_of_ones_own_is_read_and_what_is_wrong_with_it_is_said(shown: Sho
     expect_table(shown, explorer, steps_of(shown, "to be or not to be"[-13:]).weights[0, 0])
     type_text(explorer, "to be or")
     playwright.expect(notice).to_be_empty()
+    pick(explorer, "Matrix")
+
+
+def test_shorter_and_longer_texts_follow_each_other(shown: Shown) -> None:
+    explorer = shown.explorer()
+    pick(explorer, "Table")
+    for text in ("to", "to be or not", "be", "to be or"):
+        type_text(explorer, text)
+        expect_table(shown, explorer, steps_of(shown, text).weights[0, 0])
+        assert tokens(explorer).count() == len(text)
     pick(explorer, "Matrix")
 
 

@@ -105,7 +105,7 @@ function headsPanel(view, state) {
   const box = h("div", { class: "la-panel" }, h("h4", {}, "All heads"),
     h("div", { class: "lk-field" }, h("label", { for: order.id }, "Order"), order), list);
   order.addEventListener("change", arrange);
-  view.on(["pictures"], () => {
+  state.onPictures.push(() => {
     const names = Object.keys(state.scores ?? {});
     const kept = order.value;
     order.replaceChildren(h("option", { value: "" }, "layer by layer"),
@@ -155,7 +155,7 @@ function tokenLine(view, state) {
     if (token >= 0) state.hover({ token, key: null, incoming: state.incoming });
   });
   list.addEventListener("mouseleave", () => state.hover(null));
-  view.on(["pictures"], () => {
+  state.onPictures.push(() => {
     list.replaceChildren(...(state.labels ?? []).map((label, token) =>
       h("span", { role: "option", tabindex: "-1", "aria-label": `${token}: ${blanks(label)}` },
         h("bdi", {}, blanks(label)))));
@@ -228,8 +228,7 @@ function render({ model, el }) {
   const root = h("section", { class: "labkit-widget labkit-attention", "aria-label": "Attention explorer" },
     fields(view), messages(view), h("div", { class: "la-columns" }, headsPanel(view, state), panel));
   view.on(["causal"], () => { mask.checked = Boolean(model.get("causal")); });
-  view.on(["pictures", "enlarged", "step", "view"], () => {
-    if (!state.values) return;
+  state.onHead.push(() => {
     title.textContent = headName(state);
     scores.textContent = Object.entries(state.scores).map(([name, values]) => {
       const value = values[state.layer][state.head];
@@ -245,6 +244,7 @@ function render({ model, el }) {
     }
     state.moved();
   });
+  state.start();
   el.append(root);
   return view.close;
 }

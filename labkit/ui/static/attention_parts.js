@@ -65,7 +65,8 @@ function paint(canvas, seq, level, hidden) {
 // What is shown: the traits, unpacked once, and what the reader looks at.
 function newState(view) {
   const { model } = view;
-  const state = { token: 0, key: null, incoming: false, over: null, step: STEPS[3], view: "matrix", listeners: [] };
+  const state = { token: 0, key: null, incoming: false, over: null, step: STEPS[3], view: "matrix" };
+  Object.assign(state, { onPictures: [], onHead: [], listeners: [] });
   const limits = (values) => {
     let [low, high] = [Infinity, -Infinity];
     for (const value of values) {
@@ -73,16 +74,13 @@ function newState(view) {
     }
     return low < high ? [low, high] : [low, low + 1];
   };
-  view.on(["pictures"], () => {
-    const same = JSON.stringify(state.labels) === JSON.stringify(model.get("pictures").labels);
-    Object.assign(state, model.get("pictures"));
+  const unpackPictures = (pictures) => {
+    const same = JSON.stringify(state.labels) === JSON.stringify(pictures.labels);
+    Object.assign(state, pictures);
     state.seq = state.labels?.length ?? 0;
     if (!same) Object.assign(state, { token: Math.max(0, state.seq - 1), key: null, over: null });
-  });
-  view.on(["pictures", "enlarged", "step", "view"], () => {
-    state.step = STEPS.find(({ name }) => name === model.get("step")) ?? state.step;
-    state.view = model.get("view") in VIEWS ? model.get("view") : state.view;
-    const { layer, head, head_dim: headDim, matrices } = model.get("enlarged");
+  };
+  const unpackHead = ({ layer, head, head_dim: headDim, matrices }) => {
     if (!matrices) return;
     const all = dataFloats(matrices);
     const size = state.seq ** 2;
@@ -91,7 +89,22 @@ function newState(view) {
     const [low, high] = state.step.name === "weights" ? [0, 1] : limits(state.values);
     const hides = state.causal && (state.step.name === "masked" || state.step.name === "weights");
     Object.assign(state, { layer, head, headDim, low, high, hides });
-  });
+  };
+  let known = [];
+  // The traits of one message change in any order: whichever comes first, all are unpacked and then drawn.
+  const update = () => {
+    const now = ["pictures", "enlarged", "step", "view"].map((trait) => model.get(trait));
+    if (now.every((value, at) => value === known[at])) return;
+    const anew = now[0] !== known[0];
+    known = now;
+    if (anew) unpackPictures(now[0]);
+    state.step = STEPS.find(({ name }) => name === now[2]) ?? state.step;
+    state.view = now[3] in VIEWS ? now[3] : state.view;
+    unpackHead(now[1]);
+    if (anew) state.onPictures.forEach((listener) => listener());
+    if (state.values) state.onHead.forEach((listener) => listener());
+  };
+  state.start = () => view.on(["pictures", "enlarged", "step", "view"], update);
   state.value = (row, column) => state.values[row * state.seq + column];
   state.hidden = (row, column) => state.hides && column > row;
   // How light or thick something is drawn, 0 to 1. Of weights the square root: many small ones can be told apart.
