@@ -180,7 +180,7 @@ def losses_figure(losses: Tensor, ids: Tensor, tokenizer: Tokenizer) -> Figure:
     """
     _check_losses(losses, ids)
     values = losses.double().cpu()
-    scale = Normalize(0, max(float(values.max()), 1e-9))
+    scale = Normalize(0, float(values.max()))
     tokens = [_drawable(token_label(tokenizer, token)) for token in ids.tolist()]
     places = _typeset(tokens)
     lines = 1 + places[-1][1]
