@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from labkit.analysis.compare import Comparison, TokenGap
 from labkit.analysis.documents import DocumentScore
 from labkit.text import Tokenizer
-from labkit.ui.figures import COLOURS, LINES, blanks, new_figure, visible
+from labkit.ui.figures import COLOURS, LINES, blanks, new_figure
 from labkit.ui.sampling_stages import token_label, unhidden
 
 
@@ -94,7 +94,7 @@ def comparison_figure(comparison: Comparison, names: tuple[str, str]) -> Figure:
     measured = [each for each in comparison.documents if each.score.tokens]
     figure = new_figure(height=1.2 + 0.35 * (len(measured) + 1))
     [axes] = figure.axes
-    titles = [visible(unhidden(each.score.title)) for each in measured]
+    titles = [_plain(each.score.title) for each in measured]
     values = [each.difference for each in (*measured, comparison.total)]
     colours = [COLOURS[0] if value < 0 else COLOURS[1] for value in values]
     bars = axes.barh(range(len(values)), values, color=colours)
@@ -108,11 +108,16 @@ def comparison_figure(comparison: Comparison, names: tuple[str, str]) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(values)), [*titles, "total, 95 % interval"])
     axes.invert_yaxis()
-    first, other = (visible(unhidden(name)) for name in names)
+    first, other = map(_plain, names)
     axes.set(
         title=f"Does {first} predict better than {other}?", xlabel="bits per byte less (left) or more (right)"
     )
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name in which nothing hides, safe from the mathematics of figure titles."""
+    return unhidden(name).replace("$", r"\$")
 
 
 def layers_figure(table: pd.DataFrame) -> Figure:
@@ -134,8 +139,12 @@ def layers_figure(table: pd.DataFrame) -> Figure:
                 axes.plot(rows["step"], values, line, color=colour, marker=".", label=str(layer))
         axes.set(title=title, xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
-        if column != "dead_share" and (table[column] > 0).any():
+        if column == "dead_share":
+            axes.set_ylim(-2, 102)
+        elif (table[column] > 0).any():
             axes.set_yscale("log")
     if len(table):
-        figure.axes[0].legend(fontsize="small")
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small"
+        )
     return figure
