@@ -36,6 +36,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
-    if _is_notebook_cell(item) and report.failed:
+    if not _is_notebook_cell(item):
+        return report
+    if report.passed and getattr(item.parent, "timed_out", False):
+        # What nbval interrupted may have taken that for a wish to end early, as a training does.
+        report.outcome, report.longrepr = "failed", f"{item.name} ran out of time (--nbval-cell-timeout)"
+    if report.failed:
         _broken_notebooks.setdefault(str(item.path), item.name)
     return report

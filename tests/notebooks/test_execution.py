@@ -78,6 +78,22 @@ def test_a_failing_cell_is_named_and_nothing_is_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*")) == ["01_a.ipynb", "02_b.ipynb", "03_c.ipynb"]
 
 
+def test_a_cell_that_ran_out_of_time_fails_even_where_it_ends_in_peace(tmp_path: Path) -> None:
+    patient = """import signal, threading
+ended = threading.Event()
+before = signal.signal(signal.SIGINT, lambda *_: ended.set())
+while not ended.wait(0.1):
+    pass
+_ = signal.signal(signal.SIGINT, before)"""
+    path = notebook(tmp_path / "01_a.ipynb", patient, "1 + 1")
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    limit = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=3"]
+    done = run("-m", "pytest", "-q", *limit, path, folder=tmp_path)
+    assert done.returncode == 1
+    assert "1 failed, 1 skipped" in done.stdout, done.stdout
+    assert "ran out of time" in done.stdout
+
+
 def test_a_missing_notebook_is_named(tmp_path: Path) -> None:
     done = execute(tmp_path / "none.ipynb")
     assert done.returncode == 2
