@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit import GPT, GPTConfig, TrainConfig
-from labkit.analysis import watch_layers
+from labkit.analysis import token_losses, watch_layers
 from labkit.training import Trainer, fit
 from labkit.training.events import End, Step
 from tests.variants import VARIANTS
@@ -173,13 +173,18 @@ def test_numbers_are_those_of_the_batch_and_of_gradients_before_clipping(
 
 def test_evaluations_and_samples_in_between_do_not_count() -> None:
     tables = []
-    for eval_every in (0, 1):
+    for eval_every, looks in ((0, False), (1, False), (0, True)):
         chosen = trainer(eval_every=eval_every)
+
+        def look(event: Any, model: GPT = chosen.model, looks: bool = looks) -> None:
+            if looks:
+                token_losses(model, IDS[None, :7])
+
         with watch_layers(chosen.model, every=2) as watch:
-            fit(chosen, progress=False, callbacks=[watch])
-            chosen.model(IDS[None, :7])
+            fit(chosen, progress=False, callbacks=[watch, look])
         tables.append(watch.table())
     assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
 
 
 def test_a_training_that_goes_on_is_watched_from_its_first_step_here() -> None:
@@ -253,7 +258,9 @@ def test_a_unit_that_one_token_moves_is_not_dead() -> None:
     ids[ids == rare] = 6
     ids[0, 4] = rare
     model(ids)
-    up.weight.data[0] = 60 * normed[0][0, 4] / normed[0][0, 4].square().sum()  # for that token: 60 - 30
+    up.weight.data[0] = (
+        30.004 * normed[0][0, 4] / normed[0][0, 4].square().sum()
+    )  # for that token 0.004 more than 30
     with watch_layers(model) as watch:
         model.loss(ids, ids).backward()
         watch(Step(1, 2.0, 1e-3, 1.0, 7))
