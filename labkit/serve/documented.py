@@ -44,7 +44,7 @@ WRITING_ERRORS = errors(*_MEANINGS)
 def streamed(model: type[BaseModel]) -> dict[str, Any]:
     """An answer that is sent whole as JSON or, when asked for, in parts."""
     events = {
-        "schema": {"type": "string"},
+        "schema": EVENT,
         "example": 'data: {"id": "…", "choices": […]}\n\ndata: [DONE]\n\n',
     }
     return {

@@ -174,6 +174,6 @@ def test_no_request_makes_the_server_fail_or_contradict_its_description(app: Fas
 
 @pytest.mark.long
 def test_no_request_of_thousands_does(app: FastAPI) -> None:
-    tried = try_all(app, 500)
+    tried = try_all(app, 300)
     print(f"{tried} requests, by status {STATUSES}")
-    assert tried > 4000
+    assert tried > 2000
