@@ -7,11 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from labkit.serve.chances import log_probability, token_text
 from labkit.serve.documented import WRITING_ERRORS, streamed
 from labkit.serve.errors import wrong
 from labkit.serve.requests import ChatRequest
 from labkit.serve.schemas import ChatCompletion
-from labkit.serve.service import Piece, Service, log_probability, token_text
+from labkit.serve.service import Piece, Service
 from labkit.text import Tokenizer, encode_chat
 
 

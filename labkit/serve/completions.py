@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from labkit.serve.chances import log_probability, token_text
 from labkit.serve.documented import WRITING_ERRORS, streamed
 from labkit.serve.requests import CompletionRequest
 from labkit.serve.schemas import Completion
-from labkit.serve.service import Piece, Service, log_probability, token_text
+from labkit.serve.service import Piece, Service
 from labkit.text import Tokenizer
 
 DEFAULT_TOKENS = 16

@@ -26,8 +26,6 @@ from labkit.text import Tokenizer
 
 T = TypeVar("T")
 
-LEAST_LOG_PROBABILITY = -9999.0
-"""JSON has no minus infinity."""
 LEAST_TEMPERATURE = 1e-3
 """Dividing by less could make logits infinite."""
 
@@ -176,6 +174,9 @@ class Service:
             raise wrong("stream_options", "goes with stream=true.")
         if 0 < (asked.temperature or 0) < LEAST_TEMPERATURE:
             raise wrong("temperature", f"{asked.temperature:g} is too close to 0, which is greedy.")
+        vocabulary = self.model.config.vocab_size
+        if (asked.top_k or 0) > vocabulary:
+            raise wrong("top_k", f"{asked.top_k} is more than the {vocabulary} tokens that the model knows.")
         given = {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
         settings = SampleConfig(max_new_tokens=max_tokens[1], **given)
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
@@ -185,7 +186,7 @@ class Service:
             self._check_prompts(ids, param, settings.n)
             for stop in settings.stop:
                 _or_wrong("stop", partial(self.tokenizer.encode, stop))
-            wanted = None if logprobs is None else min(logprobs, self.model.config.vocab_size)
+            wanted = None if logprobs is None else min(logprobs, vocabulary)
             tokens = stream_tokens(self.model, self.tokenizer, ids, settings, seed=seed, logprobs=wanted)
             return len(ids) * settings.n, sum(map(len, ids)), cast(Generator[Token], tokens)
 
@@ -285,17 +286,3 @@ def _or_wrong(param: str, work: Callable[[], T]) -> T:
         return work()
     except ValueError as error:
         raise wrong(param, str(error)) from error
-
-
-def token_text(data: bytes) -> str:
-    """A token's text; bytes that are no whole character as OpenAI writes them."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def log_probability(value: float | None) -> float:
-    """As JSON can hold it."""
-    assert value is not None
-    return max(value, LEAST_LOG_PROBABILITY)

@@ -139,6 +139,7 @@ def try_all(app: FastAPI, examples: int) -> int:
         operation = result.ok()
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             strategy = operation.as_strategy(generation_mode=mode)
+            valid = mode is schemathesis.GenerationMode.POSITIVE
 
             @seed(7)
             @settings(
@@ -151,7 +152,7 @@ def try_all(app: FastAPI, examples: int) -> int:
             @given(case=strategy)
             def attempt(case: schemathesis.Case) -> None:
                 nonlocal tried
-                if isinstance(case.body, dict) and tried % 2:
+                if valid and isinstance(case.body, dict) and tried % 2:  # noqa: B023
                     case.body["model"] = "tiny"  # else hardly any request would reach it
                 headers = {"Host": "localhost", "Authorization": f"Bearer {TOKEN}"}
                 answer = case.call_and_validate(headers=headers, checks=CHECKS)
@@ -161,7 +162,7 @@ def try_all(app: FastAPI, examples: int) -> int:
             try:
                 attempt()
             except Unsatisfiable:  # nothing in this operation can be wrong
-                assert mode is schemathesis.GenerationMode.NEGATIVE
+                assert not valid
     return tried
 
 

@@ -292,6 +292,7 @@ def test_a_model_that_was_not_made_for_conversations_says_so(tiny: Running) -> N
         ({"frequency_penalty": -0.1}, "frequency_penalty", "unsupported_parameter"),
         ({"extra_body": {"tempreature": 1}}, "tempreature", "unknown_parameter"),
         ({"extra_body": {"top_k": 0}}, "top_k", "invalid_value"),
+        ({"extra_body": {"top_k": CHARACTERS.vocab_size + 1}}, "top_k", "invalid_value"),
         ({"extra_body": {"top_k": True}}, "top_k", "invalid_value"),
         ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "invalid_value"),
     ],
@@ -390,7 +391,7 @@ def test_a_bug_in_one_request_leaves_the_others_alone(
 
 
 def test_the_log_probability_of_the_impossible_is_a_number() -> None:
-    from labkit.serve.service import log_probability
+    from labkit.serve.chances import log_probability
 
     assert log_probability(-math.inf) == -9999.0
     assert log_probability(-0.5) == -0.5
