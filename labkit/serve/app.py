@@ -29,7 +29,7 @@ from labkit.serve.service import Service
 from labkit.text import Tokenizer
 
 ABOUT = """Text from a model of your own, in the form that OpenAI's clients speak: give such a client this
-server's address with `/v1` as base URL and the token as API key. Not supported, and refused: echo, best_of,
+server's address with /v1 as base URL and the token as API key. Not supported, and refused: echo, best_of,
 suffix, penalties other than the repetition penalty, logit_bias, tools, images, formats other than text."""
 
 

@@ -6,7 +6,7 @@ const STATES = {
   finished: "finished", failed: "ended by an error", busy: "written by another training",
 };
 const HEIGHT = 190; // of a chart, in pixels
-const EDGE = { left: 52, right: 10, top: 8, bottom: 34 };
+const EDGE = { left: 52, right: 26, top: 8, bottom: 34 };
 
 function svg(tag, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
