@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 from typing import Any
@@ -15,6 +16,9 @@ os.environ |= {"LABKIT_OUT": _scratch, "IPYTHONDIR": os.path.join(_scratch, "ipy
 os.environ["LABKIT_LIVE"] = "0"
 for _name, _value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LABKIT_PROFILE": "lesson"}.items():
     os.environ.setdefault(_name, _value)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _broken_notebooks: dict[str, str] = {}
 

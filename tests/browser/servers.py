@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import ConsoleMessage, Page
 
 TOKEN = "browser-test"
+SERIOUS = ("serious", "critical")
 
 
 @contextmanager
@@ -101,6 +102,47 @@ def watch(page: Page, address: str) -> Watch:
 
 def _located(message: ConsoleMessage) -> str:
     return f"{message.text} ({message.location.get('url')})"
+
+
+@contextmanager
+def opened(where: str, page: Page, notebook: Path, scratch: Path, **variables: str) -> Iterator[Watch]:
+    """A notebook that has run, in "jupyterlab" or "voila"."""
+    if where == "jupyterlab":
+        with jupyterlab(notebook.parent, scratch, **variables) as address:
+            seen = watch(page, address)
+            run_all_cells(page, address, notebook.name)
+            wait_until_all_have_run(page, timeout=120_000)
+            yield seen
+    else:
+        # Voila's own template names a font on a server elsewhere; nothing of ours may.
+        page.route("**/fontawesome-free*/**", lambda route: route.fulfill(body="", content_type="text/css"))
+        with voila(notebook, scratch, **variables) as address:
+            seen = watch(page, address)
+            page.goto(address)
+            yield seen
+
+
+def darken(page: Page, where: str, widgets: str) -> None:
+    """Change to the dark theme; widgets: the selector of those to wait for."""
+    if where == "jupyterlab":
+        page.evaluate(
+            "window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
+        )
+    else:
+        count = page.locator(widgets).count()
+        page.goto(f"{page.url}?theme=dark")
+        page.locator(widgets).nth(count - 1).wait_for()
+    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+    page.wait_for_function(f"getComputedStyle(document.querySelector('{widgets}')).colorScheme === 'dark'")
+
+
+def accessible(page: Page, context: str | None = None, impacts: Iterable[str] = SERIOUS) -> None:
+    """No finding of axe of these impacts, on the page or within what the selector `context` names."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page, context=context).response
+    assert found["passes"]
+    wrong = [each for each in found["violations"] if each["impact"] in impacts]
+    assert not wrong, [(each["id"], [node["html"] for node in each["nodes"]][:4]) for each in wrong]
 
 
 def run_all_cells(page: Page, lab: str, notebook: str) -> None:

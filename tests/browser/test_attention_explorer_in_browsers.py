@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ import matplotlib as mpl
 import nbformat
 import pytest
 import torch
-from servers import Watch, jupyterlab, run_all_cells, voila, wait_until_all_have_run, watch
+from servers import Watch, accessible, darken, opened
 
 from labkit.analysis import AttentionSteps, attention_steps, head_scores, queries_and_keys
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 # What the notebook and this test both import.
 READERS = """
@@ -79,6 +78,10 @@ class Shown:
         return self.page.locator(".labkit-attention").nth(number)
 
 
+# With these seeds the traits of one message come in one order here and in the other there.
+SEEDS = {"jupyterlab": "1", "voila": "3"}
+
+
 @pytest.fixture(scope="module", params=["jupyterlab", "voila"])
 def shown(
     request: pytest.FixtureRequest, browser: Browser, tmp_path_factory: pytest.TempPathFactory
@@ -95,28 +98,12 @@ def shown(
     page = browser.new_page(viewport={"width": 1300, "height": 1400})
     page.set_default_timeout(60_000)
     playwright.expect.set_options(timeout=60_000)  # for a busy machine
-    with opened(request.param, page, folder, scratch) as seen:
+    with opened(
+        request.param, page, folder / "readers.ipynb", scratch, PYTHONHASHSEED=SEEDS[request.param]
+    ) as seen:
         page.locator(".labkit-attention").nth(BIG).wait_for()
         yield Shown(request.param, page, seen, readers)
     page.close()
-
-
-# The seeds make the traits of one message come in one order here and in the other there.
-@contextmanager
-def opened(where: str, page: Page, folder: Path, scratch: Path) -> Iterator[Watch]:
-    if where == "jupyterlab":
-        with jupyterlab(folder, scratch, PYTHONHASHSEED="1") as address:
-            seen = watch(page, address)
-            run_all_cells(page, address, "readers.ipynb")
-            wait_until_all_have_run(page, timeout=120_000)
-            yield seen
-    else:
-        # Voila's own template names a font on a server elsewhere; nothing of ours may.
-        page.route("**/fontawesome-free*/**", lambda route: route.fulfill(body="", content_type="text/css"))
-        with voila(folder / "readers.ipynb", scratch, PYTHONHASHSEED="3") as address:
-            seen = watch(page, address)
-            page.goto(address)
-            yield seen
 
 
 def steps_of(shown: Shown, text: str = "to be or", *, seed: int = 0, causal: bool = True) -> AttentionSteps:
@@ -549,45 +536,21 @@ def test_a_head_of_a_large_model_is_the_one_asked_for(shown: Shown) -> None:
 # For everybody
 
 
-def accessible(shown: Shown) -> None:
-    """No serious or critical finding of axe within the explorers."""
-    results = axe.Axe().run(shown.page, context=".labkit-attention")
-    found = [each for each in results.response["violations"] if each["impact"] in {"serious", "critical"}]
-    assert results.response["passes"]
-    assert not found, json.dumps(
-        [(each["id"], [node["html"] for node in each["nodes"]][:4]) for each in found]
-    )
-
-
 def test_nothing_serious_stands_in_the_way_of_anybody_light_or_dark(shown: Shown, tmp_path: Path) -> None:
     folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
     type_text(shown.explorer(), "to Ω")
     playwright.expect(shown.explorer().get_by_role("alert")).not_to_be_empty()
     for theme in ("light", "dark"):
         if theme == "dark":
-            darken(shown)
+            darken(shown.page, shown.where, ".labkit-attention")
         for view in ("Matrix", "Arcs", "Table"):
             for number in (MODEL, HAND, BIG):
                 pick(shown.explorer(number), view)
-            accessible(shown)
+            accessible(shown.page, ".labkit-attention")
             shown.explorer().screenshot(path=folder / f"{shown.where}-{theme}-{view}.png")
         for number in (HAND, ODD, BIG):
             pick(shown.explorer(number), "Matrix")
             shown.explorer(number).screenshot(path=folder / f"{shown.where}-{theme}-{number}.png")
-
-
-def darken(shown: Shown) -> None:
-    if shown.where == "jupyterlab":
-        shown.page.evaluate(
-            "window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
-        )
-    else:
-        shown.page.goto(f"{shown.page.url}?theme=dark")
-        shown.explorer(BIG).wait_for()
-    shown.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-    shown.page.wait_for_function(
-        "getComputedStyle(document.querySelector('.labkit-attention')).colorScheme === 'dark'"
-    )
 
 
 @pytest.mark.parametrize("width", [700, 650])  # beside a sidebar; a page of 1300 at 200 %

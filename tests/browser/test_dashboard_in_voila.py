@@ -15,7 +15,7 @@ import psutil
 import pytest
 from dashboard_process import TOKEN, Running, dashboard
 from dashboard_runs import HOSTILE_SHOWN, SCRIPT, folder_of_runs, write_corpus
-from servers import Watch, watch
+from servers import SERIOUS, Watch, accessible, watch
 
 from labkit.training import Run
 from labkit.ui.dashboard_jobs import Job, jobs
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 
 @dataclass
@@ -89,14 +88,6 @@ def shown(
     yield Shown(page, seen, runs, server, corpus)
     context.close()
     playwright.expect.set_options(timeout=5_000)
-
-
-def accessible(shown: Shown) -> None:
-    """No finding of axe on the whole page."""
-    results = axe.Axe().run(shown.page)
-    found = results.response["violations"]
-    assert results.response["passes"]
-    assert not found, json.dumps([(each["id"], [node["html"] for node in each["nodes"]]) for each in found])
 
 
 def last_job(shown: Shown) -> Job:
@@ -274,7 +265,7 @@ def test_nothing_stands_in_the_way_of_anybody_light_or_dark(shown: Shown, tmp_pa
                 shown.page.get_by_label("Run", exact=True).select_option("small")
                 shown.page.get_by_role("button", name="Open", exact=True).click()
                 shown.page.locator(".labkit-attention").wait_for()
-            accessible(shown)
+            accessible(shown.page, impacts=("minor", "moderate", *SERIOUS))
             shown.page.screenshot(path=folder / f"dashboard-{file}-{scheme}.png", full_page=True)
         shown.tab("Runs")
     shown.page.goto(f"{shown.server.address}/?theme=light")

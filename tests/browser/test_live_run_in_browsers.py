@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import nbformat
 import pytest
-from servers import TOKEN, Watch, code_outputs, jupyterlab, watch
+from servers import TOKEN, Watch, accessible, code_outputs, jupyterlab, watch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 playwright.expect.set_options(timeout=60_000)
 
 SLOW = '''
@@ -236,14 +234,6 @@ def test_the_learning_rate_can_be_scaled_and_nonsense_is_refused(shown: Shown) -
     playwright.expect(shown.live.locator("[data-number=learning_rate]")).to_have_text("0.002")
 
 
-def accessible(shown: Shown) -> None:
-    """No serious or critical finding of axe within the widget."""
-    results = axe.Axe().run(shown.page, context=".labkit-run")
-    found = [each for each in results.response["violations"] if each["impact"] in {"serious", "critical"}]
-    assert results.response["passes"]
-    assert not found, json.dumps([(each["id"], [node["html"] for node in each["nodes"]]) for each in found])
-
-
 def test_nothing_serious_stands_in_the_way_of_anybody_light_or_dark(shown: Shown, tmp_path: Path) -> None:
     folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
     shown.live.get_by_text("Evaluations as a table").click()
@@ -253,7 +243,7 @@ def test_nothing_serious_stands_in_the_way_of_anybody_light_or_dark(shown: Shown
         )
         scheme = f"getComputedStyle(document.querySelector('.labkit-run')).colorScheme === '{theme.lower()}'"
         shown.page.wait_for_function(scheme)
-        accessible(shown)
+        accessible(shown.page, ".labkit-run")
         shown.live.screenshot(path=folder / f"live-{theme.lower()}.png")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
-from servers import Watch, jupyterlab, run_all_cells, voila, wait_until_all_have_run, watch
+from servers import Watch, accessible, darken, opened
 
 from labkit import SampleConfig
 from labkit.generation import complete
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 playwright = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 # What the notebook and this test both import.
 ODD = '''
@@ -104,27 +103,10 @@ def shown(
     exec(ODD, odd.__dict__)
     page = browser.new_page(viewport={"width": 1300, "height": 1400})
     page.set_default_timeout(20_000)
-    with opened(request.param, page, folder, scratch) as seen:
+    with opened(request.param, page, folder / "odd.ipynb", scratch) as seen:
         page.locator(".labkit-playground").nth(1).wait_for()
         yield Shown(request.param, page, seen, odd)
     page.close()
-
-
-@contextmanager
-def opened(where: str, page: Page, folder: Path, scratch: Path) -> Iterator[Watch]:
-    if where == "jupyterlab":
-        with jupyterlab(folder, scratch) as address:
-            seen = watch(page, address)
-            run_all_cells(page, address, "odd.ipynb")
-            wait_until_all_have_run(page, timeout=60_000)
-            yield seen
-    else:
-        # Voila's own template names a font on a server elsewhere; nothing of ours may.
-        page.route("**/fontawesome-free*/**", lambda route: route.fulfill(body="", content_type="text/css"))
-        with voila(folder / "odd.ipynb", scratch) as address:
-            seen = watch(page, address)
-            page.goto(address)
-            yield seen
 
 
 def box(playground: Locator, setting: str) -> Locator:
@@ -391,7 +373,7 @@ def test_two_settings_stand_side_by_side(shown: Shown) -> None:
     assert left["x"] + left["width"] <= right["x"]
     tops = [column(playground, name).locator(".lp-text").bounding_box() for name in "ab"]
     assert tops[0]["y"] == tops[1]["y"]
-    accessible(shown)
+    accessible(shown.page, ".labkit-playground")
     compare.click()
     playwright.expect(column(playground, "b")).to_be_hidden()
 
@@ -440,38 +422,16 @@ def test_top_k_reaches_from_one_to_fifty_thousand(shown: Shown) -> None:
     playwright.expect(playground.locator(".lp-legend").first).to_contain_text("50,257 of 50,257 tokens left")
 
 
-def accessible(shown: Shown) -> None:
-    """No serious or critical finding of axe within the playgrounds."""
-    results = axe.Axe().run(shown.page, context=".labkit-playground")
-    found = [each for each in results.response["violations"] if each["impact"] in {"serious", "critical"}]
-    assert results.response["passes"]
-    assert not found, json.dumps([(each["id"], [node["html"] for node in each["nodes"]]) for each in found])
-
-
 def test_nothing_serious_stands_in_the_way_of_anybody_light_or_dark(shown: Shown, tmp_path: Path) -> None:
     folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
     put(shown.playground(), top_k=7, temperature=-1)
     playwright.expect(shown.playground().get_by_role("alert")).not_to_be_empty()
-    accessible(shown)
+    accessible(shown.page, ".labkit-playground")
     shown.playground().screenshot(path=folder / f"{shown.where}-light.png")
     put(shown.playground(), temperature=0.8)
-    darken(shown)
-    accessible(shown)
+    darken(shown.page, shown.where, ".labkit-playground")
+    accessible(shown.page, ".labkit-playground")
     shown.playground().screenshot(path=folder / f"{shown.where}-dark.png")
-
-
-def darken(shown: Shown) -> None:
-    if shown.where == "jupyterlab":
-        shown.page.evaluate(
-            "window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })"
-        )
-    else:
-        shown.page.goto(f"{shown.page.url}?theme=dark")
-        shown.playground(1).wait_for()
-    shown.page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-    shown.page.wait_for_function(
-        "getComputedStyle(document.querySelector('.labkit-playground')).colorScheme === 'dark'"
-    )
 
 
 def test_all_that_while_nothing_left_the_machine_and_no_error_was_logged(shown: Shown) -> None:
