@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -335,11 +336,12 @@ def test_whoever_has_the_token_cannot_run_code_of_their_own(shown: Shown, tmp_pa
 
 
 def kernels(server: Running) -> list[psutil.Process]:
-    return [
-        each
-        for each in psutil.Process(server.process.pid).children(recursive=True)
-        if "ipykernel_launcher" in " ".join(each.cmdline())
-    ]
+    found = []
+    for each in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it ended while we look
+            if "ipykernel_launcher" in " ".join(each.cmdline()):
+                found.append(each)
+    return found
 
 
 def test_a_closed_page_ends_its_kernel_and_no_training(shown: Shown) -> None:
@@ -360,6 +362,7 @@ def test_a_closed_page_ends_its_kernel_and_no_training(shown: Shown) -> None:
 
 
 def test_a_training_goes_on_to_its_end_when_server_and_kernel_are_killed(shown: Shown) -> None:
+    shown.page.goto(shown.server.address)
     shown.start("survivor", 400)
     until(lambda: last_job(shown).run_id == "survivor")
     job = last_job(shown)
