@@ -222,3 +222,16 @@ def tune(device: torch.device) -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
             mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at its largest
+
+
+def hand_over_cores() -> None:
+    """Let go of the CPU threads that this thread has computed with, before another thread takes over.
+
+    GNU's OpenMP, which PyTorch computes with on Linux, keeps a team for each thread. When the teams together
+    have more members than there are cores, their members go to sleep between any two operations, and a
+    training step takes half as long again. The next computation of this thread makes a new team.
+    Source: OpenMP 5.0, omp_pause_resource_all; GOMP_SPINCOUNT in the manual of libgomp.
+    """
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        with suppress(OSError, AttributeError):  # one that cannot
+            ctypes.CDLL(str(library)).omp_pause_resource_all(1)  # omp_pause_soft

@@ -58,7 +58,7 @@ def serve(
     import secrets
 
     from labkit.cli.models import open_model
-    from labkit.device import best_device, set_threads
+    from labkit.device import best_device, hand_over_cores, set_threads
     from labkit.serve.app import create_app
     from labkit.serve.server import Server, address, listen
 
@@ -75,6 +75,7 @@ def serve(
             )
         name = Path(checkpoint or "shipped").name
         server = Server(create_app(model.to(place), tokenizer, config, name=name))
+        hand_over_cores()  # to the thread that will write
         url = address(config, sock)
         print(
             f"{name}: {model.num_parameters():,} parameters, context {model.config.context_length}, {place}"

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import asdict
 from typing import Any
 
+from labkit.device import hand_over_cores
 from labkit.training import CheckpointError, Run, Trainer, TrainingDivergedError, fit, restore
 from labkit.training.events import Event
 from labkit.ui.live_words import buttons, words
@@ -18,10 +19,8 @@ from labkit.ui.sampling_stages import unhidden
 
 EVERY = 0.5
 """Seconds between two drawings while it trains."""
-
 _training: list[LiveRun] = []
 """Those of this process whose thread is at work."""
-
 _starting = threading.Lock()
 
 
@@ -51,10 +50,9 @@ class LiveRun(RunMonitor):
         self.trainer, self.run = trainer, None
         self._given, self._resumable, self._notes = name, True, ""
         self._condition = threading.Condition()
-        self._mode, self._until, self._asked, self._drawn = "on", 0, 0, 0
+        self._mode, self._until, self._asked, self._drawn, self._draw_at = "on", 0, 0, 0, 0.0
         self._stop, self._ended = threading.Event(), threading.Event()
         self._raised: BaseException | None = None
-        self._draw_at = 0.0
         super().__init__()
         if blocking is None:
             blocking = not is_live()
@@ -140,6 +138,7 @@ class LiveRun(RunMonitor):
         """
         if self not in _training and not self._ended.is_set():
             print(f"Waiting for a button of {self!r} to be pressed.")
+        hand_over_cores()
         last = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while not self._ended.wait(min(0.2, max(0.0, last - time.monotonic()))):
@@ -192,6 +191,7 @@ class LiveRun(RunMonitor):
             _training.append(self)
         with self._turn:
             self.error = ""
+        hand_over_cores()
         threading.Thread(target=self._train, args=(restoring,), name="live run", daemon=True).start()
 
     def _train(self, restoring: bool) -> None:
