@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from labkit import GPT, GPTConfig
 from labkit.weights import load_gpt2, load_llama
+from tests.variants import VOCAB
 from tests.weights import gpt2_files, llama_files
+
+BATCH, SEQ = 3, 7
+
+
+def some_ids(vocab: int = VOCAB, seq: int = SEQ) -> Tensor:
+    return torch.randint(vocab, (BATCH, seq), generator=torch.Generator().manual_seed(4))
+
 
 PAIRS = {
     **{f"GPT-2 with {sizes['n_head']} heads": sizes for sizes in gpt2_files.SIZES[1:5]},

@@ -16,15 +16,17 @@ from labkit.analysis import (
     queries_and_keys,
     repeated_ids,
 )
-from tests.analysis.reference_models import PAIRS, POSITIONS, TOKENS, hand_made, reference_pair
+from tests.analysis.reference_models import (
+    BATCH,
+    PAIRS,
+    POSITIONS,
+    SEQ,
+    TOKENS,
+    hand_made,
+    reference_pair,
+    some_ids,
+)
 from tests.variants import CONTEXT, VARIANTS, VOCAB, variant
-
-BATCH, SEQ = 3, 7
-
-
-def some_ids(vocab: int = VOCAB, seq: int = SEQ) -> Tensor:
-    return torch.randint(vocab, (BATCH, seq), generator=torch.Generator().manual_seed(4))
-
 
 # Maps
 

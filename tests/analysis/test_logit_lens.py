@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from labkit.analysis import logit_lens
 from labkit.analysis.hooks import module_inputs
-from tests.analysis.reference_models import PAIRS, POSITIONS, TOKENS, hand_made, reference_pair
-from tests.variants import CONTEXT, VARIANTS, VOCAB, variant
-
-BATCH, SEQ = 3, 7
-
-
-def some_ids(vocab: int = VOCAB) -> Tensor:
-    return torch.randint(vocab, (BATCH, SEQ), generator=torch.Generator().manual_seed(4))
+from tests.analysis.reference_models import (
+    BATCH,
+    PAIRS,
+    POSITIONS,
+    SEQ,
+    TOKENS,
+    hand_made,
+    reference_pair,
+    some_ids,
+)
+from tests.variants import CONTEXT, VARIANTS, variant
 
 
 @pytest.mark.parametrize("name", PAIRS)
