@@ -26,7 +26,7 @@ help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
 lab: assets ## set up if needed, then open the course in JupyterLab
-	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1 \
+	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1 --LabApp.news_url=None \
 	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB_ARGS)
 
 test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (under 25 minutes on 2 cores)
@@ -57,6 +57,7 @@ clean: ## remove .venv and what tools left behind (your runs stay)
 lint: $(TEST_STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m codespell_lib
 
 types: $(TEST_STAMP)
 	$(PY) -m mypy
