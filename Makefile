@@ -25,8 +25,10 @@ help: ## show this list
 	@echo 'make TARGET, where TARGET is'
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
+# .jupyter switches off JupyterLab's question about news: nothing needs the network after set-up.
 lab: assets ## set up if needed, then open the course in JupyterLab
-	cd notebooks && ../$(PY) -m jupyterlab --ip=127.0.0.1 --LabApp.news_url=None \
+	cd notebooks && JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
+	    ../$(PY) -m jupyterlab --ip=127.0.0.1 \
 	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB_ARGS)
 
 test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (under 25 minutes on 2 cores)
@@ -37,6 +39,7 @@ test-long: $(TEST_STAMP) assets ## the slow tests: browser, kill and load tests
 	if [ $$code -eq 5 ]; then echo 'There is no long test.'; else exit $$code; fi
 
 notebooks: $(TEST_STAMP) assets ## execute the lessons in place; renews figures, log and journal
+	$(PY) scripts/write_exercises.py
 	$(PY) scripts/execute_notebooks.py
 
 BENCH ?= $(sort $(filter-out machine reference their_gpt2 keep_runs, $(basename $(notdir $(wildcard benchmarks/*.py)))))

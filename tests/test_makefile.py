@@ -40,7 +40,7 @@ def test_help_is_the_default_and_names_every_command() -> None:
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("lab", ["-m venv", "-r requirements.txt", "labkit fetch", "--ip=127.0.0.1", "news_url=None"]),
+        ("lab", ["-m venv", "-r requirements.txt", "labkit fetch", "--ip=127.0.0.1", "/.jupyter:"]),
         ("test", ["ruff check", "format --check", "codespell", "mypy", "not long and not", "--nbval "]),
         ("test-long", ["long or browser"]),
         ("notebooks", ["scripts/execute_notebooks.py"]),
