@@ -126,16 +126,20 @@ THREADS = "threads.json"
 """File in the cache folder with the numbers of threads that were found to be the fastest."""
 
 
-def _machine() -> dict[str, Any]:
-    """What decides how fast threads are here: the processor, how much of it this process may use, PyTorch."""
-    name, quota = platform.processor(), ""
+def _processor() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor()
+
+
+def _machine() -> dict[str, Any]:
+    """What decides how fast threads are here: the processor, how much of it this process may use, PyTorch."""
+    quota = ""
     with suppress(OSError):
         quota = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").strip()
     return {
-        "cpu": name,
+        "cpu": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -205,6 +209,13 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def describe_machine() -> str:
+    """For a log: device, cores, threads and PyTorch."""
+    name, cores = _processor() or platform.machine(), os.cpu_count()
+    gpu = f" with {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name} ({cores} cores){gpu}, {describe_device(torch.device('cpu'))}, PyTorch {torch.__version__}"
 
 
 def tune(device: torch.device) -> None:

@@ -1,5 +1,3 @@
-"""What only a learner needs: the log and the journal that the lessons write."""
+"""What only a learner needs: checks of exercises, progress, and the lessons' log and journal."""
 
-from labkit.course import journal
-
-__all__ = ["journal"]
+__all__ = ["check", "journal", "progress"]

@@ -14,17 +14,23 @@ the learner also wrote inside the pair; if so, their version moves below it befo
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from labkit.atomic import write_text_atomically
+from labkit.course.lesson import find_lesson
+from labkit.device import describe_machine
 from labkit.paths import output_dir
 
 LOG = "experiments_log.md"
 JOURNAL = "learning_journal.md"
+RESULTS = "benchmarks/results/lessons"
 
 _OPENINGS = {
     LOG: """# Experiments log
@@ -65,21 +71,58 @@ class _Section:
     end: int
 
 
-def log_experiment(lesson: str, key: str, title: str, body: str) -> Path:
-    """Write what a run measured into experiments_log.md, replacing what the same run wrote before.
+def log_experiment(lesson: str, key: str, numbers: Mapping[str, Any]) -> Path:
+    """Write an experiment into experiments_log.md, replacing what the same one wrote before.
 
-    lesson: "03_mini_gpt".  key: names the run within the lesson.  body: Markdown, headings from level 3.
+    lesson: "03_mini_gpt".  key: one of the experiments in labkit/course/lessons, whose text is filled in.
+    numbers: what the text names, as JSON can hold it: numbers, texts, dicts, and lists of rows (dicts), which
+    become tables.  The machine, the profile and the command to run it again are added.
+    The numbers are also kept, unrounded, in benchmarks/results/lessons/LESSON.KEY.json.
+    Returns the log.  Raises ValueError for an unknown key or a number that is missing, and
+    DamagedJournalError, both files untouched, where marker lines do not pair up.
+    """
+    experiments = {each.key: each for each in find_lesson(lesson).experiments}
+    if key not in experiments:
+        raise ValueError(f"journal: {lesson} has no experiment {key!r}. It has: {', '.join(experiments)}.")
+    machine, profile = describe_machine(), os.environ.get("LABKIT_PROFILE", "lesson")
+    kept = {"lesson": lesson, "experiment": key, "machine": machine, "profile": profile, "numbers": numbers}
+    text = json.dumps(kept, indent=1, ensure_ascii=False, default=_plain) + "\n"
+    where = f"{lesson}/{key}"
+    parts = {name: _filled(part, numbers, where) for name, part in experiments[key].parts.items()}
+    parts["Setup"] += (
+        f"\n\nMeasured on {machine}, in the `{profile}` profile. Again: "
+        f"`.venv/bin/python scripts/execute_notebooks.py notebooks/{lesson}.ipynb`"
+    )
+    body = "\n\n".join(f"### {name}\n\n{part}" for name, part in parts.items())
+    log = log_section(lesson, key, f"Lesson {lesson[:2]}: {experiments[key].title}", body)
+    results = output_dir() / RESULTS / f"{lesson}.{key}.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(results, text)
+    return log
+
+
+def log_section(lesson: str, key: str, title: str, body: str) -> Path:
+    """Write a section of experiments_log.md in a form of its own.
+
+    key: names the section within the lesson.  body: Markdown, headings from level 3.
     Returns the file.  Raises DamagedJournalError, the file untouched, where marker lines do not pair up.
     """
     return _write_section(LOG, lesson, key, title, body)
 
 
-def write_reflection(lesson: str, key: str, title: str, body: str) -> Path:
-    """Write answers to reflection questions into learning_journal.md; arguments as for `log_experiment`.
+def write_answers(lesson: str, numbers: Mapping[str, Any]) -> Path:
+    """Write our answers to the lesson's reflection questions into learning_journal.md.
 
+    numbers: what the answers name, as for `log_experiment`.
     A lesson's first section is followed by an empty part "Yours", which is never touched again.
     """
-    return _write_section(JOURNAL, lesson, key, title, body, after_first=_YOURS)
+    found = find_lesson(lesson)
+    answers = [
+        f"### {number}. {each.question}\n\n{_filled(each.answer, numbers, lesson)}"
+        for number, each in enumerate(found.reflections, 1)
+    ]
+    title = f"Lesson {found.number}: {found.title}"
+    return _write_section(JOURNAL, lesson, "answers", title, "\n\n".join(answers), after_first=_YOURS)
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
@@ -99,6 +142,54 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def has_section(file: str, lesson: str, key: str) -> bool:
+    """Whether LOG or JOURNAL has this section."""
+    return any((each.lesson, each.key) == (lesson, key) for each in _find_sections(*_text_of(file)))
+
+
+def own_words(lesson: str) -> int:
+    """How many words the reader wrote under "Yours" of this lesson in the journal."""
+    text, path = _text_of(JOURNAL)
+    sections = _find_sections(text, path)
+    ends = [each.end for each in sections if each.lesson == lesson]
+    if not ends:
+        return 0
+    upto = next((each.start for each in sections if each.start > max(ends)), len(text))
+    _, _, own = text[max(ends) : upto].partition(_YOURS.strip())
+    return len(re.findall(r"\w{2,}", own))
+
+
+def _text_of(file: str) -> tuple[str, Path]:
+    path = output_dir() / file
+    # surrogateescape carries bytes that are not UTF-8 through unchanged.
+    return (path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else ""), path
+
+
+class _Rows(list[Mapping[str, object]]):
+    def __format__(self, spec: str) -> str:
+        return markdown_table(self)
+
+
+def _filled(text: str, numbers: Mapping[str, Any], where: str) -> str:
+    """The text with its {names} filled in: lists of rows as tables, everything else as str.format does."""
+    tables = {
+        name: _Rows(value)
+        for name, value in numbers.items()
+        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value)
+    }
+    try:
+        return text.strip().format_map({**numbers, **tables})
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"journal: the text of {where} names {error}, which is not in numbers.") from error
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and PyTorch as Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"journal: numbers holds {value!r}, which JSON cannot hold.")
+
+
 def _cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
@@ -111,10 +202,8 @@ def _write_section(file: str, lesson: str, key: str, title: str, body: str, *, a
     content = f"## {title.strip()}\n\n{body.strip()}\n".replace("\r\n", "\n").replace("\r", "\n")
     if "<!-- labkit:" in content:
         raise ValueError(f"journal: title and body of {lesson}/{key} must not contain '<!-- labkit:'.")
-    path = output_dir() / file
-    # surrogateescape carries bytes that are not UTF-8 through unchanged.
-    text = path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else _OPENINGS[file]
-    updated = _with_section(text, lesson, key, content, after_first, path)
+    text, path = _text_of(file)
+    updated = _with_section(text or _OPENINGS[file], lesson, key, content, after_first, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace_file(path, updated.encode("utf-8", "surrogateescape"))
     return path

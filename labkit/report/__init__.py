@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labkit.course.journal import log_experiment
+from labkit.course.journal import log_section
 from labkit.paths import output_dir
 from labkit.report.figures import save_figures
 from labkit.report.observations import changes, observations
@@ -57,5 +57,5 @@ def write_report(sweep: str, *, runs: Path | None = None, log: bool = True) -> P
         body = (
             f"### Settings\n\n{data}\n\n{setup}\n\n### Results\n\n{results}\n\n### Observations\n\n{observed}"
         )
-        log_experiment(LESSON, sweep, f"Sweep {sweep}: {title}", body)
+        log_section(LESSON, sweep, f"Sweep {sweep}: {title}", body)
     return report

@@ -22,7 +22,7 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def log(lesson: str = "03_mini_gpt", key: str = "training", body: str = "loss 1.90") -> Path:
-    return journal.log_experiment(lesson=lesson, key=key, title="A run", body=body)
+    return journal.log_section(lesson, key, "A run", body)
 
 
 def test_a_new_file_opens_like_the_committed_one() -> None:

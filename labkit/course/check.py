@@ -1,0 +1,166 @@
+"""Answers to exercises, judged at once: not attempted, right, or wrong with the likely mistake named.
+
+    from labkit.course import check
+
+    check.decode(my_decode)    # check.<name of the exercise>(your function)
+
+Each exercise has a function of its name in labkit/course/checks, which calls the answer and says with
+`expect` what is wrong with what it returns; its solution is in labkit/course/solutions.  What was passed is
+kept in the progress file.
+"""
+
+from __future__ import annotations
+
+import copy
+import dis
+import importlib
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, Literal
+
+import torch
+
+from labkit.course import progress
+from labkit.course.lesson import Exercise, exercises
+
+Answer = Callable[..., Any]
+Check = Callable[[Answer], str | None]
+
+
+class Wrong(Exception):  # noqa: N818
+    """The answer is wrong; the message names the likely mistake and never the answer."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    exercise: Exercise
+    result: Literal["not attempted", "right", "wrong"]
+    message: str = ""
+
+    def __str__(self) -> str:
+        about = f"Exercise {self.exercise.number}, {self.exercise.title}"
+        if self.result == "not attempted":
+            return f"{about}: not attempted yet."
+        said = {"right": "right.", "wrong": "not yet."}[self.result]
+        return f"{about}: {said} {self.message}".rstrip()
+
+
+def expect(condition: object, mistake: str) -> None:
+    """Raise `Wrong` with this message unless the condition holds."""
+    if not bool(condition):
+        raise Wrong(mistake)
+
+
+def judge(name: str, answer: object) -> Verdict:
+    """The verdict on an answer, without writing anything down.
+
+    The answer is not attempted while it does what the stub in the notebook does: return None, or, where
+    there is something to mend, what `<name>_stub` in the checks does.  The session's random numbers stay
+    untouched.
+    Raises AttributeError, naming the exercises, for an unknown name.
+    """
+    exercise = exercises().get(name)
+    if exercise is None:
+        raise AttributeError(f"There is no exercise {name!r}. There are: {', '.join(exercises())}.")
+    if not callable(answer):
+        return Verdict(exercise, "wrong", f"Hand over the function itself: check.{name}(your_function).")
+    checks = _module("checks", exercise.lesson)
+    if _same_code(answer, getattr(checks, f"{name}_stub", _stub)):
+        return Verdict(exercise, "not attempted")
+    check: Check = getattr(checks, name)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            remark = check(_watched(answer))
+    except Wrong as wrong:
+        return Verdict(exercise, "wrong", str(wrong))
+    return Verdict(exercise, "right", remark or "")
+
+
+def __getattr__(name: str) -> Callable[[object], None]:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name not in exercises():
+        raise AttributeError(f"There is no exercise {name!r}. There are: {', '.join(exercises())}.")
+
+    def check(answer: object) -> None:
+        verdict = judge(name, answer)
+        print(verdict)
+        if verdict.result != "not attempted":
+            progress.record(verdict.exercise, passed=verdict.result == "right")
+
+    check.__name__ = name
+    check.__doc__ = f"Exercise {exercises()[name].number} of lesson {exercises()[name].lesson}."
+    return check
+
+
+def __dir__() -> list[str]:
+    return sorted(exercises())
+
+
+def _module(folder: str, lesson: str) -> Any:
+    return importlib.import_module(f"labkit.course.{folder}.{lesson[3:]}")
+
+
+def _stub() -> None:
+    return None
+
+
+def _same_code(one: object, other: object) -> bool:
+    codes = [getattr(each, "__code__", None) for each in (one, other)]
+    return all(codes) and _instructions(codes[0]) == _instructions(codes[1])
+
+
+def _instructions(code: CodeType | None) -> list[Any]:
+    """What a function does, whatever its name, its place and its docstring."""
+    assert code is not None
+    return [
+        (each.opname, _instructions(each.argval) if isinstance(each.argval, CodeType) else each.argval)
+        for each in dis.get_instructions(code)
+        if each.opname not in ("RESUME", "NOP", "MAKE_CELL", "COPY_FREE_VARS")
+    ]
+
+
+def _watched(answer: Answer) -> Answer:
+    """The answer, whose errors, missing results and changed arguments come out as `Wrong`."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        given = [*arguments, *named.values()]
+        before = [_snapshot(each) for each in given]
+        try:
+            result = answer(*arguments, **named)
+        except Exception as error:
+            raise Wrong(f"It raised {type(error).__name__}: {error}{_place(error, answer)}") from error
+        if result is None:
+            raise Wrong("It returned None this time: is a `return` missing on some path?")
+        if not all(map(_unchanged, before, given)):
+            raise Wrong("It changed one of its arguments in place: work on a copy.")
+        return result
+
+    return call
+
+
+def _snapshot(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    return copy.copy(value) if isinstance(value, list | dict | set) else value
+
+
+def _unchanged(before: Any, after: Any) -> bool:
+    if isinstance(after, torch.Tensor):
+        same_shape = before.shape == after.shape
+        return same_shape and torch.equal(before.nan_to_num(), after.detach().nan_to_num())
+    if isinstance(after, Sequence | dict | set) and not isinstance(after, str | bytes):
+        return len(before) == len(after)
+    return True
+
+
+def _place(error: Exception, answer: Answer) -> str:
+    """Where in the answer an error came from, as far as one can tell."""
+    code = getattr(answer, "__code__", None)
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if code is not None and frame.f_code is code:
+            return f" (line {line - code.co_firstlineno + 1} of your function)"
+    return ""
