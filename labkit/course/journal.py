@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labkit.atomic import write_text_atomically
+from labkit.atomic import locked, write_text_atomically
 from labkit.course.lesson import find_lesson
 from labkit.device import describe_machine
 from labkit.paths import output_dir
@@ -202,10 +202,11 @@ def _write_section(file: str, lesson: str, key: str, title: str, body: str, *, a
     content = f"## {title.strip()}\n\n{body.strip()}\n".replace("\r\n", "\n").replace("\r", "\n")
     if "<!-- labkit:" in content:
         raise ValueError(f"journal: title and body of {lesson}/{key} must not contain '<!-- labkit:'.")
-    text, path = _text_of(file)
-    updated = _with_section(text or _OPENINGS[file], lesson, key, content, after_first, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace_file(path, updated.encode("utf-8", "surrogateescape"))
+    path = output_dir() / file
+    with locked(path):
+        text, _ = _text_of(file)
+        updated = _with_section(text or _OPENINGS[file], lesson, key, content, after_first, path)
+        _replace_file(path, updated.encode("utf-8", "surrogateescape"))
     return path
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from labkit.atomic import write_text_atomically
+from labkit.atomic import locked, write_text_atomically
 from labkit.course.journal import JOURNAL, LOG, has_section, own_words
 from labkit.course.lesson import Exercise, Item, Lesson, find_lesson
 from labkit.paths import output_dir
@@ -135,10 +135,7 @@ def _read() -> dict[str, Any]:
 @contextmanager
 def _changing() -> Iterator[dict[str, Any]]:
     """The file's contents, written back at the end of the block, one process at a time."""
-    from filelock import FileLock
-
-    _path().parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_path().with_suffix(".lock"), timeout=20):
+    with locked(_path()):
         kept = _read()
         yield kept
         write_text_atomically(_path(), json.dumps(kept, indent=1) + "\n")
