@@ -9,6 +9,7 @@ import tyro
 from labkit.cli.dashboard import dashboard
 from labkit.cli.encode import encode
 from labkit.cli.evaluate import evaluate
+from labkit.cli.progress import progress
 from labkit.cli.runs import runs
 from labkit.cli.sample import sample
 from labkit.cli.serve import serve
@@ -18,7 +19,7 @@ from labkit.cli.train import resume, train
 from labkit.cli.weights import export, import_model
 
 app = tyro.extras.SubcommandApp()
-for command in (fetch, doctor, encode, train, resume, sample, sweep, export, dashboard, serve):
+for command in (fetch, doctor, encode, train, resume, sample, sweep, export, dashboard, serve, progress):
     app.command(command)
 app.command(name="eval")(evaluate)
 app.command(name="import")(import_model)

@@ -25,7 +25,6 @@ from typing import Any
 
 from labkit.atomic import locked, write_text_atomically
 from labkit.course.lesson import find_lesson
-from labkit.device import describe_machine
 from labkit.paths import output_dir
 
 LOG = "experiments_log.md"
@@ -81,6 +80,8 @@ def log_experiment(lesson: str, key: str, numbers: Mapping[str, Any]) -> Path:
     Returns the log.  Raises ValueError for an unknown key or a number that is missing, and
     DamagedJournalError, both files untouched, where marker lines do not pair up.
     """
+    from labkit.device import describe_machine
+
     experiments = {each.key: each for each in find_lesson(lesson).experiments}
     if key not in experiments:
         raise ValueError(f"journal: {lesson} has no experiment {key!r}. It has: {', '.join(experiments)}.")

@@ -95,6 +95,12 @@ def last_run(lesson: Lesson) -> dict[str, Any] | None:
     return found
 
 
+def solved(lesson: Lesson) -> set[str]:
+    """The names of the exercises that were right once."""
+    kept = _read()["exercises"]
+    return {each.name for each in lesson.exercises if "right" in kept.get(each.name, {})}
+
+
 def _judged(item: Item, lesson: Lesson, ran: dict[str, Any] | None) -> Line:
     if ran is None:
         return Line(item.text, False, "the lesson was not run to its end here")

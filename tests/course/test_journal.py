@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.course import journal
+from labkit.course.lesson import Experiment, Lesson, Reflection
 
 SECTION = re.compile(rb"<!-- labkit:begin .*?<!-- labkit:end \S+ -->", re.S)
 
@@ -67,16 +73,75 @@ def test_edits_inside_a_section_are_kept_below_it_once() -> None:
     assert "machine words, and mine" in kept
 
 
-def test_the_part_for_the_reader_is_made_once_and_never_again() -> None:
-    write = journal.write_reflection
-    path = write("01_embeddings", "reflection", "Reflection", "an answer")
+@pytest.fixture
+def lesson(monkeypatch: pytest.MonkeyPatch) -> Lesson:
+    """A lesson with one experiment and one reflection, instead of lesson 03."""
+    texts = ["Why?", "More than {low}.", "Seed 0.", "{rows}", "{by_size[64]:.2f} of {share:.0%}", "Less."]
+    made = Lesson(
+        "03_mini_gpt", "Mini GPT", (), (),
+        (Experiment("training", "first training", *texts),),
+        (Reflection("Why does it work?", "Because of {loss:.2f} nats."),),
+    )  # fmt: skip
+    monkeypatch.setattr(journal, "find_lesson", lambda name: made)
+    return made
+
+
+def test_the_part_for_the_reader_is_made_once_and_never_again(lesson: Lesson) -> None:
+    path = journal.write_answers(lesson.name, {"loss": 1.234})
+    assert "### 1. Why does it work?\n\nBecause of 1.23 nats.\n" in path.read_text()
     assert path.read_text().count("### Yours") == 1
     path.write_text(path.read_text().replace("### Yours\n", "### Yours\nmy answer\n"))
-    write("01_embeddings", "reflection", "Reflection", "another answer")
+    journal.write_answers(lesson.name, {"loss": 2})
     assert "### Yours\nmy answer\n" in path.read_text()
     path.write_text(path.read_text().replace("### Yours\nmy answer\n", ""))
-    write("01_embeddings", "reflection", "Reflection", "a third answer")
+    journal.write_answers(lesson.name, {"loss": 3})
     assert "### Yours" not in path.read_text()
+
+
+def test_own_words_are_those_below_yours_of_that_lesson(lesson: Lesson) -> None:
+    assert journal.own_words(lesson.name) == 0
+    path = journal.write_answers(lesson.name, {"loss": 2})
+    assert journal.own_words(lesson.name) == 0
+    path.write_text(
+        path.read_text()
+        + "\nTwo words\n<!-- labkit:begin 04_x/answers -->\n<!-- labkit:end 04_x/answers -->\nnot mine"
+    )
+    assert journal.own_words(lesson.name) == 2
+    assert journal.own_words("05_none") == 0
+
+
+def test_an_experiment_has_its_parts_in_order_and_keeps_its_numbers(lesson: Lesson, out: Path) -> None:
+    rows = [{"size": 64, "loss": 1.5}, {"size": 128, "loss": 1.25}]
+    numbers = {"low": 1, "rows": rows, "by_size": {64: torch.tensor(1.5)}, "share": np.float64(0.125)}
+    text = journal.log_experiment(lesson.name, "training", numbers).read_text()
+    assert re.findall(r"^### (.*)", text, re.M) == list(lesson.experiments[0].parts)
+    assert "| size | loss |\n| ---: | ---: |\n| 64 | 1.5 |" in text
+    assert "1.50 of 12%" in text
+    assert "notebooks/03_mini_gpt.ipynb" in text
+    kept = json.loads((out / journal.RESULTS / "03_mini_gpt.training.json").read_text())
+    assert kept["numbers"] == {"low": 1, "rows": rows, "by_size": {"64": 1.5}, "share": 0.125}
+    assert kept["machine"] in text
+
+
+def test_a_missing_number_and_an_unknown_experiment_are_named(lesson: Lesson, out: Path) -> None:
+    with pytest.raises(ValueError, match="03_mini_gpt/training names 'low'"):
+        journal.log_experiment(lesson.name, "training", {"rows": []})
+    with pytest.raises(ValueError, match=r"no experiment 'trainign'\. It has: training"):
+        journal.log_experiment(lesson.name, "trainign", {})
+    numbers = {"low": object(), "rows": "", "by_size": {64: 1.0}, "share": 1.0}
+    with pytest.raises(TypeError, match="which JSON cannot hold"):
+        journal.log_experiment(lesson.name, "training", numbers)
+    assert list(out.iterdir()) == []
+
+
+def test_two_processes_write_the_log_at_once_and_nothing_is_lost(out: Path) -> None:
+    code = (
+        "import sys; from labkit.course.journal import log_section\n"
+        "for n in range(15): log_section('03_mini_gpt', f'{sys.argv[1]}{n}', 'A run', 'text')"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
+    assert [each.wait(timeout=120) for each in started] == [0, 0]
+    assert (out / journal.LOG).read_text().count("labkit:begin") == 30
 
 
 def test_windows_line_ends_stay() -> None:
@@ -162,7 +227,8 @@ def test_a_crash_while_writing_leaves_the_old_file(monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="disk gone"):
         log(body="never seen")
     assert (out / journal.LOG).read_bytes() == before
-    assert [file.name for file in out.iterdir()] == [journal.LOG]
+    assert [file.name for file in out.glob("[!.]*")] == [journal.LOG]
+    assert [file.suffix for file in out.glob(".*")] == [".lock"]
 
 
 def test_a_link_stays_a_link(out: Path) -> None:
