@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,3 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in on_gpu:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many planted mistakes each exercise's check named."""
+    ids = [each.nodeid for each in terminalreporter.stats.get("passed", [])]
+    found = [re.search(r"::test_the_check_names_the_mistake\[(.+)-", each) for each in ids]
+    counts = Counter(match[1] for match in found if match)
+    if counts:
+        terminalreporter.section(f"{counts.total()} planted mistakes named by {len(counts)} checks")
+        terminalreporter.write_line(", ".join(f"{name} {count}" for name, count in counts.items()))
