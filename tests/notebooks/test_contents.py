@@ -174,8 +174,8 @@ def test_each_term_is_explained_and_leads_to_a_lesson() -> None:
 
 def sections() -> dict[str, str]:
     """The parts of the further reading that belong to a lesson, by its number."""
-    parts = re.split(r"^## Lesson (\d\d).*$", prose(READING), flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    parts = re.split(r"^## ", prose(READING), flags=re.M)
+    return {match[1]: part for part in parts if (match := re.match(r"Lesson (\d\d):", part))}
 
 
 def cited(text: str) -> set[tuple[str, str]]:
