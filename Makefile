@@ -66,7 +66,7 @@ types: $(TEST_STAMP)
 	$(PY) -m mypy
 
 unit: $(TEST_STAMP)
-	$(PY) -m pytest -m 'not long and not browser'
+	$(PY) -m pytest -n logical --dist loadfile -m 'not long and not browser'
 
 nbval: $(TEST_STAMP)
 	$(PY) -m pytest --nbval $(NBVAL) notebooks/
