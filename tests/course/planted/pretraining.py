@@ -1,0 +1,290 @@
+"""Wrong answers to lesson 04's exercises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from labkit.course.solutions.pretraining import early_stopping as stops_right
+from labkit.course.solutions.pretraining import tokenizer_winner as wins_right
+from planted import planted
+
+Trained = Mapping[str, tuple[float, float]]
+History = Sequence[tuple[int, float, float]]
+
+
+@planted("tokenizer_winner", "the lowest perplexity")
+def compares_perplexities(trained: Trained) -> tuple[str, float]:
+    winner = min(trained, key=lambda name: math.exp(trained[name][0]))
+    return winner, trained[winner][0] / math.log(2) / trained[winner][1]
+
+
+@planted("tokenizer_winner", "a bit is ln 2 nats")
+def forgets_ln_2(trained: Trained) -> tuple[str, float]:
+    winner, bits = wins_right(trained)
+    return winner, bits * math.log(2)
+
+
+@planted("tokenizer_winner", "bits per token")
+def divides_by_tokens(trained: Trained) -> tuple[str, float]:
+    winner, bits = wins_right(trained)
+    return winner, bits * trained[winner][1]
+
+
+@planted("tokenizer_winner", "grows with the bytes of a token")
+def multiplies_by_bytes(trained: Trained) -> tuple[str, float]:
+    winner, _ = wins_right(trained)
+    return winner, trained[winner][0] / math.log(2) * trained[winner][1]
+
+
+@planted("tokenizer_winner", "the longest tokens")
+def prefers_long_tokens(trained: Trained) -> tuple[str, float]:
+    winner = max(trained, key=lambda name: trained[name][1])
+    return winner, trained[winner][0] / math.log(2) / trained[winner][1]
+
+
+@planted("tokenizer_winner", "one division by ln 2")
+def multiplies_by_ln_2(trained: Trained) -> tuple[str, float]:
+    winner, bits = wins_right(trained)
+    return winner, bits * math.log(2) ** 2
+
+
+@planted("same_training", "What of evaluating would train?")
+def thinks_that_evaluation_disturbs() -> str:
+    return "CE"
+
+
+@planted("same_training", "Which rate does the cosine give")
+def forgets_that_the_schedule_knows_its_end() -> set[str]:
+    return {"A", "B", "C", "E"}
+
+
+@planted("same_training", "From which generator does `sample` draw")
+def thinks_that_samples_disturb() -> list[str]:
+    return ["A", "E"]
+
+
+@planted("same_training", "Which rows of the batch meet which dropout?")
+def thinks_that_parts_are_the_whole() -> str:
+    return "A, C, D, E"
+
+
+@planted("same_training", "where do a step's dropout and its crops come from?")
+def thinks_that_there_is_one_generator() -> str:
+    return "AC"
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+
+
+def _parts(inputs: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor, float]]:
+    """Each part and its share of the batch."""
+    pairs = zip(inputs.split(size), targets.split(size), strict=True)
+    return [(x, y, len(x) / len(inputs)) for x, y in pairs]
+
+
+@planted("accumulated_gradient", "only the last part's gradient is left")
+def empties_between_the_parts(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    total = 0.0
+    for inputs, targets, share in _parts(x, y, size):
+        model.zero_grad()
+        loss = _loss(model, inputs, targets) * share
+        loss.backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+@planted("accumulated_gradient", "what is the sum of three means?")
+def does_not_divide(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    model.zero_grad()
+    total = 0.0
+    for inputs, targets, share in _parts(x, y, size):
+        loss = _loss(model, inputs, targets)
+        loss.backward()
+        total += loss.item() * share
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+@planted("accumulated_gradient", "is it divided twice?")
+def divides_twice(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    total = 0.0
+    model.zero_grad()
+    for inputs, targets, share in _parts(x, y, size):
+        loss = _loss(model, inputs, targets) * share
+        loss.backward()
+        total += loss.item()
+    for each in model.parameters():
+        each.grad = each.grad * size / len(x) if each.grad is not None else None
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+@planted("accumulated_gradient", "what the step before left")
+def never_empties(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    total = 0.0
+    for inputs, targets, share in _parts(x, y, size):
+        loss = _loss(model, inputs, targets) * share
+        loss.backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+@planted("accumulated_gradient", "leave one alone")
+def counts_parts_alike(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    model.zero_grad()
+    parts, total = _parts(x, y, size), 0.0
+    for inputs, targets, _ in parts:
+        loss = _loss(model, inputs, targets) / len(parts)
+        loss.backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+@planted("accumulated_gradient", "sums of clipped parts")
+def clips_before_it_is_complete(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    model.zero_grad()
+    total = 0.0
+    for inputs, targets, share in _parts(x, y, size):
+        loss = _loss(model, inputs, targets) * share
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+        total += loss.item()
+    return total
+
+
+@planted("accumulated_gradient", "the mean loss over all targets is")
+def returns_the_sum_of_the_losses(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    model.zero_grad()
+    total = 0.0
+    for inputs, targets, share in _parts(x, y, size):
+        loss = _loss(model, inputs, targets)
+        (loss * share).backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+def _all_tensors(part: object) -> list[Tensor]:
+    if isinstance(part, Tensor):
+        return [part]
+    inside = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return [tensor for each in inside for tensor in _all_tensors(each)]
+
+
+def _state(folder: Path) -> dict[str, dict[str, object]]:
+    state: dict[str, dict[str, object]] = torch.load(folder / "state.pt", weights_only=True)
+    return state
+
+
+@planted("optimizer_numbers", "how many tensors there are")
+def counts_tensors(folder: Path) -> int:
+    return len(_all_tensors(_state(folder)["optimizer"]))
+
+
+@planted("optimizer_numbers", "That is arithmetic for AdamW")
+def does_not_measure(folder: Path) -> int:
+    from labkit.training import load_checkpoint
+
+    return 2 * load_checkpoint(folder)[0].num_parameters()
+
+
+@planted("optimizer_numbers", "more than one average")
+def counts_one_of_two_averages(folder: Path) -> int:
+    state = _state(folder)["optimizer"].get("state")
+    moments = state.values() if isinstance(state, dict) else ()
+    return sum(each["exp_avg"].numel() for each in moments)
+
+
+@planted("optimizer_numbers", 'lies under "optimizer"')
+def counts_the_generators_too(folder: Path) -> int:
+    return sum(each.numel() for each in _all_tensors(_state(folder)))
+
+
+@planted("optimizer_numbers", "dictionaries within lists")
+def looks_for_one_optimizer_only(folder: Path) -> int:
+    return sum(each.numel() for each in _all_tensors(_state(folder)["optimizer"].get("state")))
+
+
+@planted("optimizer_numbers", "each with a state of its own")
+def reads_the_first_of_two_optimizers(folder: Path) -> int:
+    optimizer = _state(folder)["optimizer"]
+    several = optimizer.get("optimizers")
+    return sum(each.numel() for each in _all_tensors(several[0] if isinstance(several, list) else optimizer))
+
+
+@planted("early_stopping", "lowest training loss")
+def watches_the_training_loss(history: History, patience: int) -> tuple[int, int]:
+    return stops_right([(step, loss, loss) for step, loss, _ in history], patience)
+
+
+@planted("early_stopping", "the gap is widest")
+def takes_the_widest_gap(history: History, patience: int) -> tuple[int, int]:
+    widest = max(history, key=lambda row: row[2] - row[1])[0]
+    return widest, widest
+
+
+@planted("early_stopping", "the best weights lie behind you")
+def keeps_the_last_weights(history: History, patience: int) -> tuple[int, int]:
+    _, stop = stops_right(history, patience)
+    return stop, stop
+
+
+@planted("early_stopping", "may be chance")
+def stops_at_the_first_rise(history: History, patience: int) -> tuple[int, int]:
+    return stops_right(history, 1)
+
+
+@planted("early_stopping", "one evaluation more than the patience")
+def is_one_more_patient(history: History, patience: int) -> tuple[int, int]:
+    return stops_right(history, patience + 1)
+
+
+@planted("early_stopping", "After the stop there is nothing left")
+def never_stops(history: History, patience: int) -> tuple[int, int]:
+    return min(history, key=lambda row: row[2])[0], history[-1][0]
+
+
+@planted("early_stopping", "what does a new best do to the count?")
+def never_forgives(history: History, patience: int) -> tuple[int, int]:
+    best, bad = history[0], 0
+    for row in history[1:]:
+        best, bad = (row, bad) if row[2] < best[2] else (best, bad + 1)
+        if bad == patience:
+            break
+    return best[0], row[0]
+
+
+@planted("early_stopping", "not lower than the best")
+def compares_with_the_one_before(history: History, patience: int) -> tuple[int, int]:
+    best, before, bad = history[0], math.inf, 0
+    for row in history:
+        bad = 0 if row[2] < before else bad + 1
+        best, before = min(best, row, key=lambda each: each[2]), row[2]
+        if bad == patience:
+            break
+    return best[0], row[0]
+
+
+@planted("early_stopping", "equal to the best is not lower")
+def takes_equal_for_better(history: History, patience: int) -> tuple[int, int]:
+    best, bad = history[0], 0
+    for row in history[1:]:
+        best, bad = (row, 0) if row[2] <= best[2] else (best, bad + 1)
+        if bad == patience:
+            break
+    return best[0], row[0]
+
+
+@planted("early_stopping", "who stops there never sees it")
+def knows_the_future(history: History, patience: int) -> tuple[int, int]:
+    return min(history, key=lambda row: row[2])[0], stops_right(history, patience)[1]
