@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,15 @@ import pytest
 from PIL import Image
 
 from labkit.config import DataConfig, GPTConfig, TrainConfig, as_dict
-from labkit.report import observations, read_outcomes, results_table, write_report
+from labkit.report import entry_parts, log_report, observations, read_outcomes, results_table, write_report
 from labkit.report.figures import topics
-from labkit.report.observations import judgement
+from labkit.report.observations import direction, judgement
 from labkit.training import Run
+from labkit.training.sweep import plan_jobs
+from labkit.training.sweep_file import read_sweep
 
+ROOT = Path(__file__).parents[1]
+PARTS = ["Question", "Prediction", "Setup", "Result", "What it means", "What would change our mind"]
 MODEL = {"vocab_size": 50, "context_length": 8, "d_model": 12, "n_layers": 3, "n_heads": 2}
 
 
@@ -107,7 +113,7 @@ def test_every_file_is_written(out: Path) -> None:
     report = write_report("my")
     names = {path.name for path in report.parent.iterdir()}
     curves = {f"{kind}_curve_{name}.png" for kind in ("loss", "perplexity") for name in ("baseline", "wide")}
-    overlaid = {"loss_curves.png", "perplexity_curves.png"}
+    overlaid = {"loss_curves.png", "perplexity_curves.png", "comparison_wide.png"}
     assert names == curves | overlaid | {"report.md", "results_table.txt", "results_table.csv"}
     for name in curves | overlaid:
         assert (report.parent / name).stat().st_size < 60_000
@@ -147,6 +153,103 @@ def test_the_log_gets_one_section_that_the_next_report_replaces(out: Path) -> No
     assert text.count("## Sweep my: Mine") == 1
     assert text.count("labkit:begin 08_experiments/my ") == 1
     assert "**wide** (`d_model` 24 instead of 12): held-out loss 3.000 against 3.350 of baseline" in text
+
+
+def test_an_entry_of_the_log_tells_one_topic_in_six_parts(out: Path) -> None:
+    two_experiments(out)
+    long = {"topic": "length", "against": "short"}
+    record(out, "short", [4.0, 3.2], order=2, steps=20, data={"groups": ["comedies"]}, topic="length")
+    record(
+        out,
+        "long",
+        [4.0, 2.9],
+        order=3,
+        data={"groups": ["comedies"], "stride": 3},
+        prediction="Lower,\nby much.",
+        meaning={"lower": "Length helps.", "higher": "It hurts."},
+        change_our_mind="A rise.",
+        **long,
+    )
+    text = log_report("my").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("### ")] == [
+        "### baseline",
+        "### wide",
+        "### Length",
+    ]
+    outcomes, _ = read_outcomes("my")
+    parts = entry_parts(outcomes[2:], outcomes)
+    assert list(parts) == PARTS
+    assert parts["Question"] == "- **short**: Why short?\n- **long**: Why long?"
+    assert parts["Prediction"] == "- **long**: Lower, by much."
+    assert parts["What would change our mind"] == "- **long**: A rise."
+    assert parts["Setup"].splitlines()[:3] == [
+        "- all: `groups` comedies instead of none.",
+        "- **short**: `max_steps` 20 instead of 40; seed 0.",
+        "- **long**: `stride` 3 instead of the default; seed 0.",
+    ]
+    assert parts["Setup"].endswith("Again: `labkit sweep my --only baseline,short,long`")
+    assert "| long | 1 | 12,000 | 40 | 1,600 | 3.013 | 2.900 | - | 18.2 |" in parts["Result"]
+    assert "(visualizations/my/comparison_length.png)" in parts["Result"]
+    assert "lower by 0.300, 3.0 times the spread of seeds (0.100)" in parts["What it means"]
+    assert parts["What it means"].endswith("Length helps.")
+    write_report("my", log=False)
+    assert (out / "visualizations" / "my" / "comparison_length.png").is_file()
+
+
+def test_the_first_entry_tells_the_recipe_and_what_chance_does(out: Path) -> None:
+    two_experiments(out)
+    outcomes, _ = read_outcomes("my")
+    parts = entry_parts(outcomes[:1], outcomes)
+    assert "AdamW, learning rate" in parts["Setup"]
+    assert "12,000 parameters; seeds 0, 1. Again: `labkit sweep my --only baseline`" in parts["Setup"]
+    assert "baseline 0.100 over 2 seeds" in parts["What it means"]
+    assert "(visualizations/my/loss_curve_baseline.png)" in parts["Result"]
+    assert parts["Prediction"] == "The sweep's file has no `prediction`."
+    everything = entry_parts(outcomes, outcomes)
+    assert "- **wide**: `d_model` 24 instead of 12; seed 0." in everything["Setup"]
+    assert "AdamW, learning rate" in everything["Setup"]
+
+
+@pytest.mark.parametrize(
+    ("difference", "chance", "points"),
+    [(-0.21, 0.1, "lower"), (0.21, 0.1, "higher"), (0.2, 0.1, "unclear"), (-0.9, None, "unclear")],
+)
+def test_a_meaning_is_quoted_beyond_two_spreads(difference: float, chance: float | None, points: str) -> None:
+    assert direction(difference, chance) == points
+
+
+@pytest.mark.parametrize("sweep", ["report", "base"])
+def test_the_log_says_of_the_sweeps_what_their_runs_say(out: Path, sweep: str) -> None:
+    def section(log: Path) -> str:
+        text = log.read_text(encoding="utf-8")
+        return text.split(f"<!-- labkit:begin 08_experiments/{sweep} ")[1].split("<!-- labkit:end")[0]
+
+    runs = ROOT / "benchmarks" / "results" / "runs"
+    written = section(log_report(sweep, runs=runs))
+    assert section(ROOT / "experiments_log.md") == written
+    for part in PARTS:
+        assert written.count(f"#### {part}\n") == written.count("\n### ")
+    assert "The sweep's file has no" not in written
+    for figure in re.findall(r"\(visualizations/(\S+)\)", written):
+        assert (ROOT / "visualizations" / figure).is_file()
+
+
+@pytest.mark.parametrize("sweep", ["report", "base"])
+def test_the_runs_that_are_kept_have_the_settings_and_the_words_of_their_files(
+    out: Path, monkeypatch: pytest.MonkeyPatch, sweep: str
+) -> None:
+    kept = ROOT / "benchmarks" / "results" / "runs"
+    for path in kept.glob(f"{sweep}-*"):
+        shutil.copytree(path, out / "runs" / path.name)
+    jobs = plan_jobs(read_sweep(sweep))  # refuses runs that were made with other settings
+    assert {job.run.id for job in jobs} == {path.name for path in kept.glob(f"{sweep}-*")}
+    for job in jobs:
+        now, then = (
+            json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+            for folder in (job.run.path, kept / job.run.id)
+        )
+        words = ("title", "order", "question", "prediction", "meaning", "change_our_mind", "topic", "against")
+        assert {word: now[word] for word in words} == {word: then[word] for word in words}
 
 
 def test_the_same_runs_give_the_same_files(out: Path) -> None:

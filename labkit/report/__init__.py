@@ -6,6 +6,7 @@ from pathlib import Path
 
 from labkit.course.journal import log_section
 from labkit.paths import output_dir
+from labkit.report.entries import entry_parts, log_entries
 from labkit.report.figures import save_figures
 from labkit.report.observations import changes, observations
 from labkit.report.outcomes import Outcome, read_outcomes, results_table
@@ -18,7 +19,16 @@ from labkit.report.sections import (
     setup_section,
 )
 
-__all__ = ["Outcome", "changes", "observations", "read_outcomes", "results_table", "write_report"]
+__all__ = [
+    "Outcome",
+    "changes",
+    "entry_parts",
+    "log_report",
+    "observations",
+    "read_outcomes",
+    "results_table",
+    "write_report",
+]
 
 LESSON = "08_experiments"
 
@@ -27,7 +37,8 @@ def write_report(sweep: str, *, runs: Path | None = None, log: bool = True) -> P
     """Write visualizations/<sweep>/ and the sweep's section of experiments_log.md; returns report.md.
 
     The folder then has results_table.txt and .csv, loss_curve_<experiment>.png and
-    perplexity_curve_<experiment>.png, loss_curves.png, perplexity_curves.png and report.md.
+    perplexity_curve_<experiment>.png, comparison_<topic>.png, loss_curves.png, perplexity_curves.png and
+    report.md.
     runs: the folder of the run folders, for example benchmarks/results/runs; where training writes them
     when not given.  log: False leaves experiments_log.md alone.
     Raises ValueError when no run of this sweep has finished.
@@ -54,8 +65,17 @@ def write_report(sweep: str, *, runs: Path | None = None, log: bool = True) -> P
     text = "\n\n".join(f"{heading}\n\n{body}" for heading, body in parts.items())
     report.write_text(text + "\n", encoding="utf-8")
     if log:
-        body = (
-            f"### Settings\n\n{data}\n\n{setup}\n\n### Results\n\n{results}\n\n### Observations\n\n{observed}"
-        )
-        log_section(LESSON, sweep, f"Sweep {sweep}: {title}", body)
+        log_report(sweep, runs=runs)
     return report
+
+
+def log_report(sweep: str, *, runs: Path | None = None) -> Path:
+    """Write the sweep's section of experiments_log.md from its run folders, and return that file.
+
+    Raises ValueError when no run of this sweep has finished.
+    """
+    outcomes, unfinished = read_outcomes(sweep, runs)
+    body = log_entries(outcomes)
+    if unfinished:
+        body += f"\n\nNot finished, so not shown: {', '.join(unfinished)}."
+    return log_section(LESSON, sweep, f"Sweep {sweep}: {outcomes[0].about['title']}", body)

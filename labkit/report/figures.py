@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,53 @@ from labkit.ui.figures import COLOURS, LINES, new_figure
 
 
 def save_figures(outcomes: list[Outcome], folder: Path) -> None:
-    """Write loss_curve_<name>.png and perplexity_curve_<name>.png of each experiment, and both overlaid."""
+    """Write loss_curve_<name>.png and perplexity_curve_<name>.png of each experiment, and all overlaid.
+
+    comparison_<topic>.png shows those of one topic, or a single one, next to what they are compared with.
+    """
     for each in outcomes:
         _save(_curve(each, perplexity=False), folder / f"loss_curve_{each.name}.png")
         _save(_curve(each, perplexity=True), folder / f"perplexity_curve_{each.name}.png")
-    _save(_overlaid(outcomes, perplexity=False), folder / "loss_curves.png")
-    _save(_overlaid(outcomes, perplexity=True), folder / "perplexity_curves.png")
+    groups = topics(outcomes)
+    _save(_overlaid(groups, perplexity=False), folder / "loss_curves.png")
+    _save(_overlaid(groups, perplexity=True), folder / "perplexity_curves.png")
+    for title, own in by_topic(outcomes).items():
+        drawn = with_compared(own, outcomes)
+        if len(drawn) > 1:
+            _save(_overlaid({title: drawn}, perplexity=False), folder / figure_name(title, drawn))
+
+
+def figure_name(title: str, drawn: list[Outcome]) -> str:
+    """The file that shows the losses of these experiments."""
+    if len(drawn) == 1:
+        return f"loss_curve_{drawn[0].name}.png"
+    return f"comparison_{re.sub(r'[^0-9A-Za-z_.-]+', '_', title)}.png"
+
+
+def by_topic(outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
+    """The experiments of each topic; one without a topic stands by itself, under its own name."""
+    found: dict[str, list[Outcome]] = {}
+    for each in outcomes:
+        found.setdefault(each.about["topic"] or each.name, []).append(each)
+    return found
+
+
+def with_compared(own: list[Outcome], outcomes: list[Outcome]) -> list[Outcome]:
+    """Some experiments after those that they are compared with."""
+    by_name = {each.name: each for each in outcomes}
+    others = [by_name[each.about["against"]] for each in own if each.about["against"] in by_name]
+    return list({each.name: each for each in [*others, *own]}.values())
 
 
 def topics(outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
     """The experiments to draw together: each topic's own, after those that they are compared with."""
-    by_name = {each.name: each for each in outcomes}
-    names = list(dict.fromkeys(each.about["topic"] for each in outcomes if each.about["topic"]))
-    if not names:
+    found = {
+        title: with_compared(own, outcomes)
+        for title, own in by_topic(outcomes).items()
+        if own[0].about["topic"]
+    }
+    if not found:
         return {"": outcomes}
-    found = {}
-    for topic in names:
-        own = [each for each in outcomes if each.about["topic"] == topic]
-        others = [by_name[each.about["against"]] for each in own if each.about["against"] in by_name]
-        found[topic] = list({each.name: each for each in [*others, *own]}.values())
     if rest := [each for each in outcomes if all(each not in drawn for drawn in found.values())]:
         found["others"] = rest
     return found
@@ -63,9 +92,8 @@ def _curve(outcome: Outcome, *, perplexity: bool) -> Figure:
     return figure
 
 
-def _overlaid(outcomes: list[Outcome], *, perplexity: bool) -> Figure:
-    """Training and held-out curves of all experiments over the tokens seen, a row of axes per topic."""
-    groups = topics(outcomes)
+def _overlaid(groups: dict[str, list[Outcome]], *, perplexity: bool) -> Figure:
+    """Training and held-out curves over the tokens seen, a row of axes per topic."""
     figure = new_figure(2, rows=len(groups), width=10, height=3.4 * len(groups))
     rows = np.array(figure.axes).reshape(len(groups), 2)
     for (topic, drawn), (training, held_out) in zip(groups.items(), rows, strict=True):

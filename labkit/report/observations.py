@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from labkit.report.outcomes import Outcome, noise
 
@@ -13,13 +13,19 @@ def observations(outcomes: list[Outcome]) -> list[str]:
     """What the numbers say, one Markdown paragraph each."""
     chance = noise(outcomes)
     by_name = {each.name: each for each in outcomes}
-    said = [_seeds(outcomes, chance), _course(outcomes[0]), *_rankings(outcomes, chance)]
+    said = overall(outcomes)
     for each in outcomes:
         other = by_name.get(each.about["against"] or "")
         if other is not None:
-            said.append(_comparison(each, other, chance))
-    said += [_overfitting(each, chance) for each in outcomes]
+            said.append(comparison(each, other, chance))
+    said += [overfitting(each, chance) for each in outcomes]
     return [sentence for sentence in said if sentence]
+
+
+def overall(outcomes: list[Outcome]) -> list[str]:
+    """What chance does, how the first experiment went, and which one is best."""
+    chance = noise(outcomes)
+    return [_seeds(outcomes, chance), _course(outcomes[0]), *_rankings(outcomes, chance)]
 
 
 def judgement(difference: float, chance: float | None) -> str:
@@ -33,6 +39,13 @@ def judgement(difference: float, chance: float | None) -> str:
     if times <= 2:
         return f"{size}, little more than the spread of seeds ({chance:.3f}): to be confirmed with more seeds"
     return f"{size}, {times:.1f} times the spread of seeds ({chance:.3f})"
+
+
+def direction(difference: float, chance: float | None) -> Literal["lower", "higher", "unclear"]:
+    """Which way a difference in held-out loss points; unclear up to twice what seeds alone make."""
+    if chance is None or abs(difference) <= 2 * chance:
+        return "unclear"
+    return "higher" if difference > 0 else "lower"
 
 
 def changes(one: Outcome, other: Outcome) -> list[str]:
@@ -104,7 +117,8 @@ def _rankings(outcomes: list[Outcome], chance: float | None) -> list[str]:
     return said
 
 
-def _comparison(one: Outcome, other: Outcome, chance: float | None) -> str:
+def comparison(one: Outcome, other: Outcome, chance: float | None) -> str:
+    """What an experiment changed, and what came of it."""
     text = (
         f"**{one.name}** ({'; '.join(changes(one, other)) or 'the same settings'}): held-out loss "
         f"{one.val_loss:.3f} against {other.val_loss:.3f} of {other.name}, "
@@ -132,7 +146,8 @@ def _amount(text: str, ratio: float) -> str:
     return f" {text} ({f'{ratio:.1f} times as many' if ratio >= 1.995 else percent})."
 
 
-def _overfitting(one: Outcome, chance: float | None) -> str:
+def overfitting(one: Outcome, chance: float | None) -> str:
+    """Whether the held-out loss rose again by more than chance; nothing where it did not."""
     curve = one.held_out()
     lowest = float(curve["val_loss"].min())
     step = int(curve["step"][curve["val_loss"] == lowest].iloc[0])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from labkit.course.journal import markdown_table
@@ -59,16 +57,6 @@ def data_section(outcomes: list[Outcome]) -> str:
 def setup_section(outcomes: list[Outcome]) -> str:
     """How the first experiment is trained, and what each of the others changes."""
     first = outcomes[0]
-    train = first.about["settings"]["train"]
-    batch = f"{train['batch_tokens']} tokens" if train["batch_tokens"] else f"{train['batch_size']} sequences"
-    clip = f"gradients clipped at {train['grad_clip']:g}" if train["grad_clip"] else "no clipping"
-    text = (
-        f"{_OPTIMIZERS[train['optimizer']]}, learning rate {train['learning_rate']:g} ({train['schedule']}), "
-        f"betas {', '.join(map(str, train['betas']))}, weight decay {train['weight_decay']:g}, {clip}, "
-        f"{batch} a step, {first.total_steps:,} steps. The loss is the mean cross-entropy over all real "
-        f"targets; loss and perplexity = exp(loss) are recorded at each step.{_machine(first.environment)} "
-        f"Everything else is as in {first.name}:"
-    )
     by_name = {each.name: each for each in outcomes}
     rows = []
     for each in outcomes:
@@ -81,12 +69,25 @@ def setup_section(outcomes: list[Outcome]) -> str:
                 "question": each.about["question"],
             }
         )
-    return f"{text}\n\n{markdown_table(rows)}"
+    return f"{recipe(first)} Everything else is as in {first.name}:\n\n{markdown_table(rows)}"
+
+
+def recipe(one: Outcome) -> str:
+    """How an experiment is trained, and on which machine it was."""
+    train = one.about["settings"]["train"]
+    batch = f"{train['batch_tokens']} tokens" if train["batch_tokens"] else f"{train['batch_size']} sequences"
+    clip = f"gradients clipped at {train['grad_clip']:g}" if train["grad_clip"] else "no clipping"
+    return (
+        f"{_OPTIMIZERS[train['optimizer']]}, learning rate {train['learning_rate']:g} ({train['schedule']}), "
+        f"betas {', '.join(map(str, train['betas']))}, weight decay {train['weight_decay']:g}, {clip}, "
+        f"{batch} a step, {one.total_steps:,} steps. The loss is the mean cross-entropy over all real "
+        f"targets; loss and perplexity = exp(loss) are recorded at each step.{machine([one])}"
+    )
 
 
 def results_section(table: pd.DataFrame, unfinished: list[str]) -> str:
     """The table of results as Markdown."""
-    text = markdown_table(_formatted(table))
+    text = markdown_table(formatted(table))
     text += (
         "\n\nLosses in nats per token at the end, means over the seeds; the spread is the largest minus the "
         "smallest held-out loss over them. Seconds are of one run, measured while others ran beside it."
@@ -116,10 +117,11 @@ def figures_section(outcomes: list[Outcome]) -> str:
 
 def plain(table: pd.DataFrame) -> str:
     """The table of results as plain text."""
-    return pd.DataFrame(_formatted(table)).to_string(index=False) + "\n"
+    return pd.DataFrame(formatted(table)).to_string(index=False) + "\n"
 
 
-def _formatted(table: pd.DataFrame) -> list[dict[str, str]]:
+def formatted(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The rows of a table of results, rounded."""
     return [
         {
             str(name): "-" if pd.isna(value) else _FORMATS.get(str(name), "{}").format(value)
@@ -129,8 +131,11 @@ def _formatted(table: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _machine(environment: dict[str, Any]) -> str:
-    if not environment:
-        return ""
-    where = ", ".join(str(environment[name]) for name in ("device", "precision", "machine"))
-    return f" Computed on {where}, with PyTorch {environment['torch']}."
+def machine(outcomes: list[Outcome]) -> str:
+    """A sentence on what the experiments were computed with; nothing where that was not recorded."""
+    told = [each.environment for each in outcomes if each.environment]
+    where = [
+        f"{each['device']}, {each['precision']}, {each['machine']}, with PyTorch {each['torch']}"
+        for each in told
+    ]
+    return f" Computed on {'; '.join(dict.fromkeys(where))}." if where else ""

@@ -59,6 +59,8 @@ def steps(run: str, out: Path) -> list[int]:
         ("[baseline]\ntrian.max_steps = 3", r"\[baseline\] trian is not known. Did you mean train\?"),
         ("[baseline]\ntrain = 3", r"\[baseline\] train=3 must be a table"),
         ("[baseline]\nquestion = 3", r"\[baseline\] question=3 must be text"),
+        ("[baseline]\nmeaning = 'better'", r"\[baseline\] meaning='better' must be a table of texts"),
+        ("[baseline]\nmeaning.lowr = 'better'", r"meaning.lowr is not known. Did you mean lower\?"),
         ("[baseline]\nmodel.preset = 'mini'", r"\[baseline\] GPTConfig.preset: 'mini' is not known"),
         ("[baseline]\nmodel.vocab_size = 3", r"\[baseline\] model.vocab_size is not known"),
         ("[baseline]\nmodel.n_heads = 3", r"\[baseline\] GPTConfig: n_heads=3 does not divide d_model=128"),
@@ -164,7 +166,8 @@ def test_the_first_file_of_sequences_that_exists_replaces_the_corpus(
 def test_the_sweeps_that_come_with_labkit_can_be_planned(name: str) -> None:
     plan = read_sweep(name)
     jobs = plan_jobs(plan)
-    assert all(each.question for each in plan.experiments)
+    for each in plan.experiments:
+        assert all([each.question, each.prediction, each.change_our_mind])
     assert [job.seed for job in jobs if job.experiment.name == "baseline"] == [0, 1, 2]
     assert jobs[0].run.id == f"{name}-baseline"
 
@@ -291,11 +294,11 @@ def test_a_changed_question_is_no_changed_experiment(
     text = (
         (folder / "my.toml")
         .read_text(encoding="utf-8")
-        .replace("[baseline]", "[baseline]\nquestion = 'New?'")
+        .replace("[baseline]", "[baseline]\nquestion = 'New?'\nmeaning.higher = 'Worse.'")
     )
     assert set(sweep(write(tmp_path, text), only=["baseline"])["state"]) == {"skipped"}
     record = json.loads((folder / "runs" / "my-baseline" / "sweep.json").read_text(encoding="utf-8"))
-    assert record["question"] == "New?"
+    assert (record["question"], record["meaning"]) == ("New?", {"higher": "Worse."})
 
 
 def test_a_folder_that_no_sweep_made_is_left_alone(tmp_path: Path, out: Path) -> None:
