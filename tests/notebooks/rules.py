@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import re
 from collections import Counter
@@ -41,6 +42,15 @@ LEAKS = {
 }
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*$", re.M)
+LINE_STYLE_WITH_COLOUR = re.compile(r"[rgbcmy](--?|:|-\.)[.o^sxvD*+]?|C\d|tab:\w+|#[0-9a-fA-F]{6}")
+SHADES = re.compile(r"black|white|(light|dark)?gr[ea]y|none|0?\.\d+")
+COLOUR_MAPS = {"cividis", "viridis"}
+EMPTY_WORDS = re.compile(r"(an? |the )?(figure|image|picture|plot|chart|graph)\b", re.I)
+MIN_ALTERNATIVE = 60
+CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
+DISPLAYED = re.compile(r"\$\$(.+?)\$\$", re.S)
+INLINE = re.compile(r"(?<![\\$])\$(?!\$)([^$\n]*(?:\n[^$\n]+)*?)(?<!\\)\$")
+KEPT_TAGS = {"details", "summary", "code", "sub", "sup", "br", "b", "i", "em", "strong", "kbd"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(\s*<?([^)\s>]*)>?[^)]*\)")
 
 
@@ -203,6 +213,98 @@ def profile(notebook: NotebookNode, path: Path) -> Iterator[str]:
         yield "the first code cell does not print the profile, 'lesson'"
 
 
+def described_figures(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """What someone reads who cannot see the figure: JupyterLab drops what stands in the metadata."""
+    for cell in _code(notebook):
+        printed = " ".join(_output_texts(cell))
+        for output in cell.outputs:
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt", "").strip()
+            if not alt:
+                continue
+            if len(alt) < MIN_ALTERNATIVE or EMPTY_WORDS.match(alt):
+                yield f"{_name(cell)}: {alt!r} does not say what the figure shows"
+            if f"Figure: {alt}" not in printed:
+                yield f"{_name(cell)} does not print the alternative text of its figure: use show()"
+
+
+def colours(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """Colours come from labkit.ui.figures.COLOURS, or are shades of grey."""
+    for cell in _code(notebook):
+        for node in _syntax(cell):
+            value = node.value if isinstance(node, ast.keyword) else node
+            if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
+                continue
+            text, name = value.value, getattr(node, "arg", None) or ""
+            if name == "cmap" and text not in COLOUR_MAPS:
+                yield f"{_name(cell)}: cmap={text!r} is not one of {sorted(COLOUR_MAPS)}"
+            named = name in ("c", "color", "colors") or name.endswith("color")
+            if (named and not SHADES.fullmatch(text)) or LINE_STYLE_WITH_COLOUR.fullmatch(text):
+                yield f"{_name(cell)}: the colour {text!r} is not from COLOURS"
+
+
+def metadata(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    if (found := notebook.metadata.get("language_info")) != {"name": "python"}:
+        yield f"language_info is {found}, not the name 'python' alone: run `make notebooks`"
+    if others := set(notebook.metadata) - {"kernelspec", "language_info", "widgets"}:
+        yield f"an editor left {sorted(others)} in the metadata: run `make notebooks`"
+    for cell in notebook.cells:
+        if cell.get("attachments"):
+            yield "a cell holds an attachment, which GitHub does not show: link to a file"
+
+
+def mathematics(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """What MathJax, VS Code's KaTeX and GitHub all read as a formula."""
+    for text in map(_without_code, _markdown(notebook)):
+        for command in re.findall(r"\\[(\[]|\\(?:label|ref|eqref|tag)\b", text):
+            yield f"{command} works in JupyterLab alone: write $…$ or $$…$$, and no references"
+        for match in DISPLAYED.finditer(text):
+            before = text[: match.start()].rpartition("\n")[2]
+            after = text[match.end() :].partition("\n")[0]
+            if before.strip() or after.strip():
+                yield f"the displayed formula {match[1][:40]!r} shares a line with text"
+        rest = DISPLAYED.sub("", text)
+        if r"\begin{" in rest:
+            yield r"\begin{…} outside of $$…$$"
+        for match in INLINE.finditer(rest):
+            formula = match[1]
+            if not formula or formula != formula.strip():
+                yield f"${formula}$ begins or ends with a blank: VS Code and GitHub show the dollars"
+            if rest[match.end() : match.end() + 1].isdigit():
+                yield f"${formula}$ is followed by a digit: VS Code shows the dollars"
+            line = rest[: match.start()].rpartition("\n")[2]
+            if line.lstrip().startswith("|") and re.search(r"(?<!\\)\|", formula):
+                yield f"${formula}$ in a table has a | that ends its cell: write \\mid or \\lvert"
+        if "$" in INLINE.sub("", rest).replace(r"\$", ""):
+            yield f"a dollar without its partner in {rest[:60]!r}"
+
+
+def markup(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """HTML that VS Code and GitHub keep, and that they take for the same blocks as JupyterLab."""
+    for text in map(_without_code, _markdown(notebook)):
+        tags = re.findall(r"<(/?)([a-z][a-z0-9]*)\b[^>]*>", text, re.I)
+        for tag in sorted({name.lower() for _, name in tags} - KEPT_TAGS - {"img"}):
+            yield f"<{tag}> is taken away by some viewers"
+        for tag in ("details", "summary"):
+            opened, closed = tags.count(("", tag)), tags.count(("/", tag))
+            if opened != closed:
+                yield f"<{tag}> is opened {opened} times, closed {closed} times"
+        if len(re.findall(r"<details>\s*<summary>", text)) != tags.count(("", "details")):
+            yield "<details> does not begin with a <summary>: what does the reader click on?"
+        for block in re.split(r"\n[ \t]*\n", text):
+            html = re.search(r"^</?(details|summary)\b.*", block, re.M | re.S)
+            if html and re.search(r"\$|\*\S|\]\(|\[code\]", html[0]):
+                yield f"no blank line between {html[0][:40]!r} and Markdown: some viewers show its signs"
+        if re.search(r"^\s*[-*+] \[[ xX]\] ", text, re.M):
+            yield "a task list: its boxes are inputs without a name. Write '- ☐ '"
+
+
+def local_links(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for text in _markdown(notebook):
+        for _, _, target in LINK.findall(text):
+            if re.match(r"/|file:|data:|attachment:|https?://(localhost|127\.)", target):
+                yield f"link to {target}, which is there on one machine only: make it relative"
+
+
 RULES: tuple[Callable[[NotebookNode, Path], Iterator[str]], ...] = (
     format_and_ids,
     kernel,
@@ -220,6 +322,12 @@ RULES: tuple[Callable[[NotebookNode, Path], Iterator[str]], ...] = (
     uncompared,
     leaks,
     profile,
+    described_figures,
+    colours,
+    metadata,
+    mathematics,
+    markup,
+    local_links,
 )
 
 
@@ -230,6 +338,18 @@ def _code(notebook: NotebookNode) -> list[NotebookNode]:
 def _markdown(notebook: NotebookNode) -> list[str]:
     """The Markdown cells, without fenced code."""
     return [FENCE.sub("", cell.source) for cell in notebook.cells if cell.cell_type == "markdown"]
+
+
+def _syntax(cell: NotebookNode) -> Iterator[ast.AST]:
+    try:
+        yield from ast.walk(ast.parse(cell.source))
+    except SyntaxError:  # a magic, of which the rule about magics speaks
+        return
+
+
+def _without_code(text: str) -> str:
+    """Markdown whose code spans are replaced by the word [code]."""
+    return CODE_SPAN.sub("[code]", text)
 
 
 def _headings(notebook: NotebookNode) -> list[tuple[int, str]]:

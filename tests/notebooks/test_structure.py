@@ -14,6 +14,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from nbformat.v4.rwbase import rejoin_lines
 from rules import MAX_BYTES, RULES, SECTIONS, WIDGET_VIEW
 
+METADATA = {
+    "kernelspec": {"name": "python3", "display_name": "Python 3"},
+    "language_info": {"name": "python"},
+}
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -42,16 +46,26 @@ def png(**metadata: Any) -> NotebookNode:
 
 
 def good_notebook() -> NotebookNode:
+    alt = "A line that falls from 5 to 2 in the first hundred steps, and stays there."
     cells = [
         new_markdown_cell("# Lesson 02\n\n[previous](01_a.ipynb) · [next](03_c.ipynb) · [all](../README.md)"),
         new_code_cell("print(profile)", outputs=[stream("profile: lesson\n")]),
         *[new_markdown_cell(f"## {section}\n\ntext, see [above](#Intuition)") for section in SECTIONS],
-        new_code_cell("show(figure, alt='a line')", outputs=[png(**{"image/png": {"alt": "a line"}})]),
+        new_code_cell(
+            "axes.plot(x, color=COLOURS[1], cmap='cividis')\naxes.axhline(2, color='0.6')\nshow(figure)",
+            outputs=[png(**{"image/png": {"alt": alt}}), stream(f"Figure: {alt}\n")],
+        ),
+        new_markdown_cell(
+            "With $x_i$ of $\\{0, 1\\}$, `$HOME` and \\$5:\n\n$$\\begin{cases} x \\\\ y \\end{cases}$$\n\n"
+            "| symbol | meaning |\n| --- | --- |\n| $\\lvert x \\rvert$ | its size |\n\n"
+            "<details><summary>Hint</summary>\n\n**Two** of [these](01_a.ipynb), or $x$.\n\n</details>\n\n"
+            "<details><summary>Hint</summary>Try <code>x</code>.</details>\n\n- ☐ done"
+        ),
         new_markdown_cell("![a picture](picture.png)\n\n```\n# no heading\n[no](link)\n```"),
     ]
     for count, cell in enumerate((cell for cell in cells if cell.cell_type == "code"), 1):
         cell.execution_count = count
-    return new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    return new_notebook(cells=cells, metadata=METADATA)
 
 
 @pytest.fixture
@@ -143,7 +157,7 @@ def html_image_without_alt(nb: NotebookNode) -> None:
 
 
 def figure_without_alt(nb: NotebookNode) -> None:
-    nb.cells[-2].outputs = [png()]
+    nb.cells[-3].outputs = [png()]
 
 
 def dead_link(nb: NotebookNode) -> None:
@@ -189,6 +203,43 @@ def no_profile(nb: NotebookNode) -> None:
     nb.cells[1].outputs = [stream("hello")]
 
 
+def figure_described_as(alt: str) -> Callable[[NotebookNode], None]:
+    def change(nb: NotebookNode) -> None:
+        nb.cells[-3].outputs = [png(**{"image/png": {"alt": alt}}), stream(f"Figure: {alt}\n")]
+
+    return change
+
+
+def unprinted_alternative(nb: NotebookNode) -> None:
+    nb.cells[-3].outputs.pop()
+
+
+def coded(source: str) -> Callable[[NotebookNode], None]:
+    def change(nb: NotebookNode) -> None:
+        nb.cells[-3].source = source
+
+    return change
+
+
+def other_language(nb: NotebookNode) -> None:
+    nb.metadata.language_info.version = "3.12.1"
+
+
+def editor_settings(nb: NotebookNode) -> None:
+    nb.metadata.vscode = {}
+
+
+def attachment(nb: NotebookNode) -> None:
+    nb.cells[-1].attachments = {"a.png": {"image/png": ""}}
+
+
+def text(source: str) -> Callable[[NotebookNode], None]:
+    def change(nb: NotebookNode) -> None:
+        nb.cells[-1].source = source
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "rule", "message"),
     [
@@ -222,6 +273,35 @@ def no_profile(nb: NotebookNode) -> None:
         (printed("tensor(1., grad_fn=<AddBackward0>)"), "leaks", "a grad_fn"),
         (printed("<object at 0x7f2b9f3e4c90>"), "leaks", "a memory address"),
         (no_profile, "profile", "does not print the profile"),
+        (figure_described_as("A line."), "described_figures", "does not say what"),
+        (figure_described_as("Figure of " + 9 * "a falling loss "), "described_figures", "does not say what"),
+        (unprinted_alternative, "described_figures", "use show()"),
+        (coded("axes.plot(x, color='red')"), "colours", "'red' is not from COLOURS"),
+        (coded("axes.bar(x, edgecolor='#ff0000')"), "colours", "'#ff0000' is not from COLOURS"),
+        (coded("for each in ('C0', '0.5'):\n    axes.plot(each)"), "colours", "'C0' is not from COLOURS"),
+        (coded("axes.plot(x, 'r--')"), "colours", "'r--' is not from COLOURS"),
+        (coded("axes.imshow(x, cmap='jet')"), "colours", "'jet' is not one of"),
+        (other_language, "metadata", "3.12.1"),
+        (editor_settings, "metadata", "vscode"),
+        (attachment, "metadata", "attachment"),
+        (text(r"so \(x\)"), "mathematics", "JupyterLab alone"),
+        (text("$$x \\label{a}$$"), "mathematics", "no references"),
+        (text("so $$x$$ holds"), "mathematics", "shares a line"),
+        (text("so\n\\begin{align}x\\end{align}"), "mathematics", "outside of"),
+        (text("from $ x$"), "mathematics", "with a blank"),
+        (text("from $x $"), "mathematics", "with a blank"),
+        (text("$x$5"), "mathematics", "followed by a digit"),
+        (text("| a | b |\n| --- | --- |\n| $|x|$ | y |"), "mathematics", "ends its cell"),
+        (text("costs 5$ a day"), "mathematics", "without its partner"),
+        (text("<div style='color: red'>x</div>"), "markup", "<div> is taken away"),
+        (text("<details><summary>Hint</summary>\n\nx"), "markup", "closed 0 times"),
+        (text("<details>\n\nx\n\n</details>"), "markup", "click on"),
+        (text("<details><summary>Hint</summary>\n**x**\n</details>"), "markup", "no blank line"),
+        (text("<details><summary>Hint</summary>\n\nx\n</details>\nso $x$"), "markup", "no blank line"),
+        (text("<details><summary>Hint</summary>`x`</details>"), "markup", "no blank line"),
+        (text("- [ ] done"), "markup", "a task list"),
+        (text("[there](/files/01.ipynb)"), "local_links", "on one machine"),
+        (text("[there](http://localhost:8888/lab)"), "local_links", "on one machine"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
