@@ -94,13 +94,17 @@ def heatmap(
     axes.set_xticks(range(len(columns)), [visible(name) for name in columns], rotation=90)
     axes.set_yticks(range(len(rows)), [visible(name) for name in rows])
     if numbers:
-        middle = sum(image.get_clim()) / 2
         for row, line in enumerate(values.tolist()):
             for column, value in enumerate(line):
-                colour = "black" if value > middle else "white"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour)
+                ink = ink_on_cividis(float(image.norm(value)))
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
     assert axes.figure is not None
     axes.figure.colorbar(image, ax=axes)
+
+
+def ink_on_cividis(height: float) -> str:
+    """What is read best on the colour map's colour at a height from 0 to 1: contrast 4.5 or more."""
+    return "black" if height > 0.465 else "white"
 
 
 def probability_bars(axes: Axes, table: pd.DataFrame) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from labkit.analysis import EmbeddingMap
 from labkit.text import Tokenizer
-from labkit.ui.figures import COLOURS, blanks, heatmap, new_figure, visible
+from labkit.ui.figures import COLOURS, blanks, heatmap, ink_on_cividis, new_figure, visible
 from labkit.ui.sampling_stages import token_label, unhidden
 
 KIND_FROM, NEARBY_TO, SPREAD_FROM = 0.4, 4.0, 2.0  # share of weight, tokens, bits
@@ -130,8 +130,8 @@ def lens_figure(lens: Tensor, ids: Tensor, tokenizer: Tokenizer) -> Figure:
     for row, line in enumerate(guesses):
         for column, guess in enumerate(line):
             short = guess if len(guess) <= 7 else f"{guess[:6]}…"
-            colour = "black" if true[row, column] > 0.5 else "white"
-            grid.text(column, row, visible(short), ha="center", va="center", color=colour, fontsize=9)
+            ink = ink_on_cividis(float(true[row, column]))
+            grid.text(column, row, visible(short), ha="center", va="center", color=ink, fontsize=9)
             if right[row, column]:
                 _frame(grid, column, row)
     grid.set_title("Which next token does each layer expect? Framed where it is right", fontsize=10)
@@ -192,7 +192,7 @@ def losses_figure(losses: Tensor, ids: Tensor, tokenizer: Tokenizer) -> Figure:
         axes.add_patch(Rectangle((x, y), len(token), 0.92, facecolor=face, edgecolor="white", lw=0.5))
         text = axes.text(x + len(token) / 2, y + 0.46, visible(token), ha="center", va="center", fontsize=10)
         text.set(family=["DejaVu Sans Mono", "DejaVu Sans"])
-        text.set_color("white" if number and value < 0.5 else "black")
+        text.set_color(ink_on_cividis(value) if number else "black")
     axes.set(xlim=(0, WIDTH), ylim=(lines, 0), title="What surprised the model?")
     axes.set_axis_off()
     bar = ScalarMappable(scale, "cividis")

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from labkit.ui import heatmap, new_figure, probability_bars, show, training_curves
@@ -109,6 +111,22 @@ def test_a_heatmap_names_its_rows_and_columns(numbers: bool) -> None:
     assert [text.get_text() for text in axes.texts] == expected
     assert len(figure.axes) == 2  # a colour bar says what the colours mean
     figure.savefig(io.BytesIO())
+
+
+def luminance(colour: str | tuple[float, ...]) -> float:
+    """Relative luminance, as WCAG 2.2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_numbers_are_read_on_every_colour_of_a_heatmap() -> None:
+    figure = new_figure()
+    values = torch.linspace(-3, 5, 203).view(7, 29)
+    heatmap(figure.axes[0], values, rows=["a"] * 7, columns=["b"] * 29, numbers=True)
+    for text, value in zip(figure.axes[0].texts, values.flatten(), strict=True):
+        ground = luminance(colormaps["cividis"]((value.item() + 3) / 8))
+        dark, light = sorted([ground, luminance(text.get_color())])  # type: ignore[arg-type]
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (value, text.get_color())
 
 
 def test_probability_bars_have_the_likeliest_on_top() -> None:
