@@ -76,6 +76,8 @@ def judge(name: str, answer: object) -> Verdict:
             remark = check(_watched(answer))
     except Wrong as wrong:
         return Verdict(exercise, "wrong", str(wrong))
+    except Exception as error:  # of the check, over an answer that it did not foresee
+        return Verdict(exercise, "wrong", f"What it returns cannot be read: {type(error).__name__}: {error}")
     return Verdict(exercise, "right", remark or "")
 
 
@@ -114,12 +116,18 @@ def _same_code(one: object, other: object) -> bool:
 
 
 def _instructions(code: CodeType | None) -> list[Any]:
-    """What a function does, whatever its name, its place and its docstring."""
+    """What a function does, whatever its name, its place and its docstring.
+
+    Functions of a module are looked up in another way where the module is imported in the same file.
+    """
     assert code is not None
     return [
-        (each.opname, _instructions(each.argval) if isinstance(each.argval, CodeType) else each.argval)
+        (
+            each.opname.replace("LOAD_METHOD", "LOAD_ATTR"),
+            _instructions(each.argval) if isinstance(each.argval, CodeType) else each.argval,
+        )
         for each in dis.get_instructions(code)
-        if each.opname not in ("RESUME", "NOP", "MAKE_CELL", "COPY_FREE_VARS")
+        if each.opname not in ("RESUME", "NOP", "MAKE_CELL", "COPY_FREE_VARS", "PUSH_NULL")
     ]
 
 
