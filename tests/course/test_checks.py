@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import re
 from collections import Counter
@@ -55,6 +56,14 @@ def test_an_answer_that_raises_is_told_where(name: str) -> None:
     verdict = judge(name, raises)
     assert verdict.result == "wrong"
     assert "IndexError: list index out of range (line 3 of your function)" in verdict.message
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "odd", ["nonsense", math.nan, 10**9, [], {}, (1,), torch.zeros(0), torch.full((2, 3), math.nan)], ids=str
+)
+def test_an_odd_answer_is_wrong_and_never_an_error(name: str, odd: object) -> None:
+    assert judge(name, lambda *_, **__: odd).result == "wrong"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,80 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labkit.config import GPTConfig
 from labkit.course.check import Answer, expect
+from labkit.model import CausalSelfAttention
+
+
+def equal_scores(answer: Answer) -> str:
+    values = torch.tensor([[2.0, 0.0], [4.0, 6.0], [0.0, 3.0]])
+    mixed = answer(values)
+    expect(isinstance(mixed, Tensor), f"It returns {type(mixed).__name__}, not a tensor.")
+    expect(mixed.shape == (3, 2), f"For values (3, 2) it returns {tuple(mixed.shape)}: one row per position.")
+    expect(
+        not torch.equal(mixed, values), "That is each position's own value: equal scores look at all it sees."
+    )
+    expect(
+        not torch.allclose(mixed, values.mean(0).expand(3, 2)),
+        "Every position gets the same mean, so position 0 knows what comes later: where is the mask?",
+    )
+    expect(
+        not torch.allclose(mixed, values.cumsum(0)),
+        "That is a sum. The weights of a row add up to 1, so how large is each one?",
+    )
+    expect(
+        not torch.allclose(mixed, values.cumsum(0) / 3),
+        "All rows are divided by the same number. How many positions does position 0 see, and position 1?",
+    )
+    expect(
+        torch.allclose(mixed[0], values[0]), "Position 0 sees only itself, so its row must be its own value."
+    )
+    longer = torch.randn(7, 5)
+    right = F.scaled_dot_product_attention(torch.zeros(7, 5), torch.ones(7, 5), longer, is_causal=True)
+    expect(
+        torch.allclose(mixed, _uniform(values)), "Row 1 must be the mean of values 0 and 1, and nothing else."
+    )
+    expect(
+        torch.allclose(answer(longer), right, atol=1e-5), "It is right for three positions and not for seven."
+    )
+    return "That is close to what an untrained head does, whatever it will learn to look at."
+
+
+def _uniform(values: Tensor) -> Tensor:
+    return torch.stack([values[: i + 1].mean(0) for i in range(len(values))])
+
+
+def attention_numbers(answer: Answer) -> str:
+    for d_model, n_heads, n_kv_heads in ((12, 3, 3), (20, 4, 4), (24, 6, 2), (40, 4, 1)):
+        config = GPTConfig(
+            vocab_size=10,
+            context_length=4,
+            d_model=d_model,
+            n_layers=1,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+        )
+        module = CausalSelfAttention(config)
+        right = sum(each.numel() for each in module.parameters())
+        biases = sum(each.numel() for name, each in module.named_parameters() if "bias" in name)
+        got, shared = answer(d_model, n_heads, n_kv_heads), n_kv_heads != n_heads
+        asked = f"With d_model={d_model}, n_heads={n_heads}, n_kv_heads={n_kv_heads} you count {got}"
+        expect(got != right - biases, f"{asked}: are the biases in?")
+        expect(
+            got != right - d_model * (d_model + 1), f"{asked}: how many layers are there behind the mixing?"
+        )
+        expect(
+            not shared or got != 4 * d_model * (d_model + 1),
+            f"{asked}, as with {n_heads} heads of keys and values. How wide are they here?",
+        )
+        expect(
+            got not in (right * n_heads, n_heads * 4 * d_model * (d_model + 1)),
+            f"{asked}: has each head matrices of its own, or do all share the features of one?",
+        )
+        expect(
+            got == right, f"{asked}, {'too many' if got > right else 'too few'}. Which four layers are made?"
+        )
+    return "The number of query heads does not matter; the number of key and value heads does."
 
 
 def window_mask(answer: Answer) -> str:
@@ -27,7 +100,7 @@ def window_mask(answer: Answer) -> str:
     expect(width < 7, "The last position sees everything before it: what lies too far back is not blocked.")
     expect(
         width == 3,
-        f"With window=3 a position sees {width} positions, and itself counts as one: is a diagonal one step off?",
+        f"With window=3 a position sees {width}, and itself counts as one: is a diagonal one step off?",
     )
     expect(not answer(4, 9).tril().any(), "A window longer than the text blocks something that came before.")
     return "With a window of w, n positions cost about n * w scores instead of n * n."
@@ -48,8 +121,8 @@ def repair_attention(answer: Answer) -> None:
     later = torch.cat([v[:, :, :4], torch.randn(2, 4, 3, 5)], dim=2)
     expect(
         not (answer(q, k, later) - mixed)[:, :4].any(),
-        "Changing what comes later changes earlier outputs: the future leaks. What is exp of the number put in "
-        "for blocked scores? And are features of several positions mixed?",
+        "Changing what comes later changes earlier outputs: the future leaks. What is exp of the number put "
+        "in for blocked scores? And are features of several positions mixed?",
     )
     right = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     heads = mixed.unflatten(-1, (4, 5)).transpose(1, 2)
@@ -57,3 +130,38 @@ def repair_attention(answer: Answer) -> None:
         torch.allclose(heads, right, atol=1e-5),
         "Nobody sees the future now, but the weights are others: by which root are the scores divided?",
     )
+
+
+def positions_looked_at(answer: Answer) -> str:
+    rows = torch.tensor([[0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1], [0, 1.0, 0, 0]])
+    got = answer(rows[1:3])
+    expect(isinstance(got, Tensor), f"It returns {type(got).__name__}, not a tensor.")
+    expect(got.shape == (2,), f"For weights (2, 4) it returns {tuple(got.shape)}: one number per row.")
+    entropy = torch.special.entr(rows).sum(-1)
+    expect(
+        not torch.allclose(got, entropy[1:3]),
+        "That is the entropy itself, in nats: 1.39 for four equal weights.",
+    )
+    expect(
+        not torch.allclose(got, (entropy[1:3] / 0.6931).exp(), atol=1e-2),
+        "Four equal weights give more than 4: do logarithm and power have the same base?",
+    )
+    expect(not (got < 1).any(), "It is below 1, less than a single position: is a minus sign missing?")
+    got = answer(rows)
+    expect(not got.isnan().any(), "A weight of 0 gives NaN: what is 0 * log(0) in floating point?")
+    expect(got.isfinite().all(), "A weight of 0 gives infinity.")
+    expect(
+        torch.allclose(got, entropy.exp(), atol=1e-4), "Rows of zeros and equal weights give wrong counts."
+    )
+    weights = torch.randn(2, 3, 5, 7).softmax(-1)
+    many = answer(weights)
+    expect(
+        many.shape == (2, 3, 5),
+        f"For weights (2, 3, 5, 7) it returns {tuple(many.shape)}: is the axis fixed?",
+    )
+    right = torch.special.entr(weights).sum(-1).exp()
+    expect(
+        torch.allclose(many, right, atol=1e-4),
+        "Right for a matrix, wrong with more axes: which axis is summed?",
+    )
+    return "Now apply it to maps: which layer is the sharper one, and what does it do in the first round?"

@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 
+def equal_scores(values: Tensor) -> Tensor:
+    """Softmax of equal scores gives equal weights, and position i sees i + 1 positions: a running mean."""
+    seen = torch.arange(1, len(values) + 1)[:, None]
+    return values.cumsum(dim=0) / seen
+
+
+def attention_numbers(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    """Queries and output are square; keys and values have only as many columns as their heads need.
+
+    Each of the four layers has a bias. With as many key and value heads as query heads all four are square,
+    and the number of heads cancels out: they share the features of one large matrix.
+    """
+    kv_dim = n_kv_heads * (d_model // n_heads)
+    square = d_model * d_model + d_model
+    return 2 * square + 2 * (d_model * kv_dim + kv_dim)
+
+
 def window_mask(seq: int, window: int) -> Tensor:
     """Blocked is what comes later, above the diagonal, and what lies `window` or more places back."""
     everything = torch.ones(seq, seq, dtype=torch.bool)
@@ -24,3 +41,12 @@ def repair_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(blocked, -torch.inf).softmax(dim=-1)
     return (weights @ v).transpose(1, 2).reshape(batch, seq, n_heads * head_dim)
+
+
+def positions_looked_at(weights: Tensor) -> Tensor:
+    """The entropy of each row, turned into a count.
+
+    `torch.special.entr(a)` is $-a \\ln a$ with the limit 0 at 0, where `a * a.log()` gives NaN: 0 times minus
+    infinity. Every causal map has such zeros, right of the diagonal.
+    """
+    return torch.special.entr(weights).sum(dim=-1).exp()

@@ -8,6 +8,52 @@ from torch import Tensor
 from planted import planted
 
 
+@planted("equal_scores", "where is the mask")
+def mean_of_everything(values: Tensor) -> Tensor:
+    return values.mean(dim=0).expand(len(values), -1)
+
+
+@planted("equal_scores", "That is a sum")
+def running_sum(values: Tensor) -> Tensor:
+    return values.cumsum(dim=0)
+
+
+@planted("equal_scores", "divided by the same number")
+def divides_all_rows_alike(values: Tensor) -> Tensor:
+    return values.cumsum(dim=0) / len(values)
+
+
+@planted("equal_scores", "each position's own value")
+def looks_only_at_itself(values: Tensor) -> Tensor:
+    return values * 1.0
+
+
+@planted("equal_scores", "one row per position")
+def mean_over_features(values: Tensor) -> Tensor:
+    return values.mean(dim=-1)
+
+
+@planted("attention_numbers", "are the biases in")
+def forgets_the_biases(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    return 2 * d_model**2 + 2 * d_model * n_kv_heads * d_model // n_heads
+
+
+@planted("attention_numbers", "behind the mixing")
+def forgets_the_output_layer(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    kv_dim = n_kv_heads * d_model // n_heads
+    return d_model * (d_model + 1) + 2 * kv_dim * (d_model + 1)
+
+
+@planted("attention_numbers", "How wide are they here")
+def takes_all_heads_for_keys_and_values(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    return 4 * d_model * (d_model + 1)
+
+
+@planted("attention_numbers", "has each head matrices of its own")
+def gives_each_head_its_own_matrices(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    return n_heads * 4 * d_model * (d_model + 1)
+
+
 @planted("window_mask", "True means blocked here")
 def says_what_is_visible(seq: int, window: int) -> Tensor:
     everything = torch.ones(seq, seq, dtype=torch.bool)
@@ -37,3 +83,59 @@ def all_but_the_scale(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(blocked, -torch.inf).softmax(dim=-1)
     return (weights @ v).transpose(1, 2).reshape(batch, seq, n_heads * head_dim)
+
+
+@planted("repair_attention", "What is exp of the number")
+def all_but_the_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, n_heads, seq, head_dim = q.shape
+    scores = q @ k.mT / head_dim**0.5
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(blocked, 1e-10).softmax(dim=-1)
+    return (weights @ v).transpose(1, 2).reshape(batch, seq, n_heads * head_dim)
+
+
+@planted("repair_attention", "features of several positions mixed")
+def all_but_the_order_of_axes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, n_heads, seq, head_dim = q.shape
+    scores = q @ k.mT / head_dim**0.5
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(blocked, -torch.inf).softmax(dim=-1)
+    return (weights @ v).reshape(batch, seq, n_heads * head_dim)
+
+
+@planted("repair_attention", "not (2, 7, 4 * 5)")
+def keeps_the_heads_apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seq, head_dim = q.shape[-2:]
+    scores = q @ k.mT / head_dim**0.5
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    return scores.masked_fill(blocked, -torch.inf).softmax(dim=-1) @ v
+
+
+@planted("positions_looked_at", "what is 0 * log(0)")
+def plain_logarithm(weights: Tensor) -> Tensor:
+    return (-(weights * weights.log()).sum(dim=-1)).exp()
+
+
+@planted("positions_looked_at", "the entropy itself")
+def stops_at_the_entropy(weights: Tensor) -> Tensor:
+    return torch.special.entr(weights).sum(dim=-1)
+
+
+@planted("positions_looked_at", "same base")
+def bits_into_exp(weights: Tensor) -> Tensor:
+    return (torch.special.entr(weights).sum(dim=-1) / torch.tensor(2.0).log()).exp()
+
+
+@planted("positions_looked_at", "is a minus sign missing")
+def forgets_the_sign(weights: Tensor) -> Tensor:
+    return (weights * weights.clamp(min=1e-12).log()).sum(dim=-1).exp()
+
+
+@planted("positions_looked_at", "one number per row")
+def sums_over_everything(weights: Tensor) -> Tensor:
+    return torch.special.entr(weights).sum().exp()
+
+
+@planted("positions_looked_at", "is the axis fixed")
+def sums_axis_one(weights: Tensor) -> Tensor:
+    return torch.special.entr(weights).sum(dim=1).exp()
