@@ -118,13 +118,19 @@ def _same_code(one: object, other: object) -> bool:
 def _instructions(code: CodeType | None) -> list[Any]:
     """What a function does, whatever its name, its place and its docstring.
 
-    Functions of a module are looked up in another way where the module is imported in the same file.
+    Functions of a module are looked up in another way where the module is imported in the same file, which
+    also moves the places that jumps lead to.
     """
     assert code is not None
+    jumps = {*dis.hasjrel, *dis.hasjabs}
     return [
         (
             each.opname.replace("LOAD_METHOD", "LOAD_ATTR"),
-            _instructions(each.argval) if isinstance(each.argval, CodeType) else each.argval,
+            None
+            if each.opcode in jumps
+            else _instructions(each.argval)
+            if isinstance(each.argval, CodeType)
+            else each.argval,
         )
         for each in dis.get_instructions(code)
         if each.opname not in ("RESUME", "NOP", "MAKE_CELL", "COPY_FREE_VARS", "PUSH_NULL")
