@@ -253,5 +253,7 @@ def _share_of_deals(ours: list[float], theirs: list[float]) -> float:
 
 
 def _number(value: object) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
     expect(isinstance(value, Real) and not isinstance(value, bool), f"A number is wanted, not {value!r}.")
     return float(value)  # type: ignore[arg-type]
