@@ -20,33 +20,24 @@ def how_many_stay(answer: Answer) -> str:
     whole = isinstance(counts, tuple | list) and all(isinstance(each, int) for each in counts)
     expect(whole and len(counts) == 5, "Return five whole numbers, in the order of the list.")
     z = torch.tensor([0.44, 0.24, 0.16, 0.08, 0.08]).log()
-    top_k, top_p, min_p, cold_first, cut_first = counts
-    crowded = "is there one token in fourth place? Nothing in the logits prefers one of two equal tokens."
-    expect(top_k != 4, f"Top-k: {crowded}")
-    line = "0.44 alone does not reach 0.6. The token that crosses the line still belongs to the set."
-    expect(top_p != 1, f"Top-p: {line}")
-    expect(
-        min_p != 1, "Min-p: you compared with 0.3 itself. The line is a share of the leader's probability."
-    )
-    squared = "Each probability is squared, then all are divided by their sum."
-    expect(cold_first != top_p, f"Temperature 0.5, then top-p: as many as without the temperature? {squared}")
-    gains = "more than without the temperature? Below 1 the leader gains."
-    expect(cold_first < top_p, f"Temperature 0.5, then top-p: {gains}")
-    expect(
-        cut_first != cold_first,
-        "Top-p, then temperature: it sees what the model said, not the other order's.",
-    )
     truth = {
         "Top-k": top_k_filter(z, 4),
         "Top-p": top_p_filter(z, 0.6),
         "Min-p": min_p_filter(z, 0.3),
-        "Temperature 0.5, then top-p": top_p_filter(apply_temperature(z, 0.5), 0.6),
-        "Top-p, then temperature 0.5": apply_temperature(top_p_filter(z, 0.6), 0.5),
+        "Temperature first": top_p_filter(apply_temperature(z, 0.5), 0.6),
+        "Top-p first": apply_temperature(top_p_filter(z, 0.6), 0.5),
+    }
+    mistakes = {
+        ("Top-k", 4): "is there one token in fourth place? Nothing prefers one of two equal logits.",
+        ("Top-p", 1): "0.44 alone does not reach 0.6. The token that crosses the line belongs to the set.",
+        ("Min-p", 1): "you compared with 0.3 itself. The line is a share of the leader's probability.",
+        ("Temperature first", 2): "as many as without it? It squares, then all are divided by their sum.",
+        ("Temperature first", 3): "more than without it? Below 1 the leader gains.",
+        ("Top-p first", 1): "as few as in the other order? Now it sees what the model said.",
     }
     for said, (name, kept) in zip(counts, truth.items(), strict=True):
-        expect(
-            said == kept.isfinite().sum(), f"{name}: it does not keep {said}. Write the five numbers down."
-        )
+        mistake = mistakes.get((name, said), f"it does not keep {said}. Write the five numbers down.")
+        expect(said == kept.isfinite().sum(), f"{name}: {mistake}")
     return "A setting found with one order does not carry over to the other."
 
 
@@ -58,7 +49,7 @@ def which_temperature(answer: Answer) -> str:
     said = [answer(*case) for case in cases]
     for each in said:
         one = isinstance(each, float) and each in candidates
-        expect(one, f"It returned {each!r:.40}, which is none of the candidates {candidates}.")
+        expect(one, f"It returned {each!r:.40}, not one of the candidates {candidates} itself.")
     right = [0.6, 1.0, 2.5, 1.3]
     for score, mistake in _TEMPERATURE_MISTAKES.items():
         wrong = [max(candidates, key=lambda tau: score(z, ids, tau)) for z, ids, _ in cases]
@@ -124,6 +115,7 @@ def typical(answer: Answer) -> str:
             "Alone, a row keeps other tokens than among others: does a softmax, a sum or a sort run over "
             "the rows instead of the vocabulary?",
         )
+    expect(not kept[0.3].all(), "Nothing is cut.")
     for distance, mistake in _TYPICAL_MISTAKES.items():
         same = all(torch.equal(kept[share], _nearest(logits, share, distance)) for share in kept)
         expect(not same, mistake)

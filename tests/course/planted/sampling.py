@@ -18,7 +18,7 @@ def a_tie_is_broken() -> tuple[int, ...]:
     return 4, 2, 3, 1, 2
 
 
-@planted("how_many_stay", "crosses the line still belongs")
+@planted("how_many_stay", "crosses the line belongs to the set")
 def top_p_stops_before_the_line() -> tuple[int, ...]:
     return 5, 1, 3, 1, 1
 
@@ -28,17 +28,17 @@ def min_p_without_the_leader() -> tuple[int, ...]:
     return 5, 2, 1, 1, 2
 
 
-@planted("how_many_stay", "as many as without the temperature")
+@planted("how_many_stay", "as many as without it")
 def temperature_changes_nothing() -> list[int]:
     return [5, 2, 3, 2, 2]
 
 
-@planted("how_many_stay", "more than without the temperature")
+@planted("how_many_stay", "more than without it")
 def temperature_the_wrong_way_round() -> tuple[int, ...]:
     return 5, 2, 3, 3, 2
 
 
-@planted("how_many_stay", "not the other order")
+@planted("how_many_stay", "as few as in the other order")
 def the_order_does_not_matter() -> tuple[int, ...]:
     return 5, 2, 3, 1, 1
 
@@ -94,7 +94,7 @@ def the_smallest_log_probability(logits: Tensor, tokens: Tensor, candidates: Seq
     return min(candidates, key=score)
 
 
-@planted("which_temperature", "none of the candidates")
+@planted("which_temperature", "not one of the candidates")
 def returns_the_place_of_it(logits: Tensor, tokens: Tensor, candidates: Sequence[float]) -> float:
     scores = [(logits / tau).log_softmax(-1).gather(-1, tokens[:, None]).sum() for tau in candidates]
     return int(torch.stack(scores).argmax())
