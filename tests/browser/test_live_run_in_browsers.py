@@ -306,5 +306,13 @@ def test_after_a_restart_of_the_kernel_the_interrupted_run_can_be_resumed(shown:
     playwright.expect(shown.live.get_by_role("status")).to_contain_text("Trained to the end, step 250.")
 
 
+def test_at_200_percent_it_needs_no_sideways_scrolling(shown: Shown, tmp_path: Path) -> None:
+    shown.page.set_viewport_size({"width": 650, "height": 1000})
+    room = shown.live.evaluate("node => [node.scrollWidth, node.clientWidth]")
+    assert room[0] <= room[1]
+    shown.live.screenshot(path=Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path)) / "live-650.png")
+    shown.page.set_viewport_size({"width": 1300, "height": 1400})
+
+
 def test_all_that_while_nothing_left_the_machine_and_no_error_was_logged(shown: Shown) -> None:
     assert (shown.seen.outside, shown.seen.errors) == ([], [])

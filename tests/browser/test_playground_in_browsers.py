@@ -434,6 +434,16 @@ def test_nothing_serious_stands_in_the_way_of_anybody_light_or_dark(shown: Shown
     shown.playground().screenshot(path=folder / f"{shown.where}-dark.png")
 
 
+def test_at_200_percent_no_playground_needs_sideways_scrolling(shown: Shown, tmp_path: Path) -> None:
+    folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
+    shown.page.set_viewport_size({"width": 650, "height": 1000})
+    for number in (0, 1):
+        room = shown.playground(number).evaluate("node => [node.scrollWidth, node.clientWidth]")
+        assert room[0] <= room[1]
+        shown.playground(number).screenshot(path=folder / f"{shown.where}-650-{number}.png")
+    shown.page.set_viewport_size({"width": 1300, "height": 1400})
+
+
 def test_all_that_while_nothing_left_the_machine_and_no_error_was_logged(shown: Shown) -> None:
     outside = [url for url in shown.seen.outside if "fontawesome-free" not in url]
     errors = [error for error in shown.seen.errors if "/voila/api/shutdown/" not in error]  # its farewell
