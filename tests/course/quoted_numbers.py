@@ -10,7 +10,7 @@ from typing import Any
 _LEFT_OUT = re.compile(
     r"```.*?```|`[^`]*`|\]\([^)]*\)|\$[^$]*\$"  # code, addresses of links, formulas
     r"|\b(?:18|19|20)\d\d[a-z]?\)|\((?:18|19|20)\d\d\b"  # years of citations
-    r"|\b[Ll]esson \d+|^\d+\. ",
+    r"|\b(?:[Ll]esson|[Ss]ections?|[Ee]quations?|[Tt]ables?) \d[\d.]*|^(?:#+ )?\d+\. ",
     re.S | re.M,
 )
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?:\s?%)?(?![\w])")
