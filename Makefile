@@ -25,10 +25,10 @@ help: ## show this list
 	@echo 'make TARGET, where TARGET is'
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
-# .jupyter switches off JupyterLab's question about news: nothing needs the network after set-up.
+# .jupyter: JupyterLab shows Markdown rendered, and does not ask whether to fetch news from the network.
 lab: assets ## set up if needed, then open the course in JupyterLab
-	cd notebooks && JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
-	    ../$(PY) -m jupyterlab --ip=127.0.0.1 \
+	JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter:$$JUPYTER_CONFIG_PATH" \
+	    $(PY) -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/README.md \
 	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB_ARGS)
 
 test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (under 25 minutes on 2 cores)
