@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,22 +54,20 @@ def accumulated_gradient(model: nn.Module, inputs: Tensor, targets: Tensor, size
 
 
 def optimizer_numbers(folder: Path) -> int:
-    """Dictionaries lie in lists, which lie in dictionaries: whatever is a tensor is counted.
+    """Dictionaries lie in lists, which lie in dictionaries. What is opened joins the list of what is left.
 
     AdamW keeps `exp_avg` and `exp_avg_sq`, each as large as its parameter, so two numbers for each. Muon
     keeps one average, `momentum`, and in this lesson's run it serves the matrices inside the blocks. Those
     matrices are what is missing from twice the number of parameters.
     """
-
-    def tensors(part: object) -> Iterator[Tensor]:
+    count, left = 0, [torch.load(folder / "state.pt", weights_only=True)["optimizer"]]
+    while left:
+        part = left.pop()
         if isinstance(part, Tensor):
-            yield part
+            count += part.numel()
         elif isinstance(part, dict | list):
-            for each in part.values() if isinstance(part, dict) else part:
-                yield from tensors(each)
-
-    state = torch.load(folder / "state.pt", weights_only=True)
-    return sum(each.numel() for each in tensors(state["optimizer"]))
+            left += part.values() if isinstance(part, dict) else part
+    return count
 
 
 def early_stopping(history: Sequence[tuple[int, float, float]], patience: int) -> tuple[int, int]:
