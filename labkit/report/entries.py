@@ -9,6 +9,7 @@ from labkit.report.figures import by_topic, figure_name, with_compared
 from labkit.report.observations import changes, comparison, direction, overall, overfitting
 from labkit.report.outcomes import Outcome, noise, results_table
 from labkit.report.sections import data_section, formatted, machine, recipe
+from labkit.training.sweep_file import shipped_sweeps
 
 _COLUMNS = ["experiment", "seeds", "parameters", "steps", "tokens"]
 _COLUMNS += ["train_loss", "val_loss", "val_loss_spread", "perplexity"]
@@ -59,9 +60,12 @@ def _setup(own: list[Outcome], outcomes: list[Outcome]) -> str:
                 alone = [change for change in changed[each.name] if change not in shared]
                 lines.append(f"**{each.name}**: {'; '.join([*alone, _seeds(each)])}.")
         said.append(_list(lines))
-        said.append(f"Everything else is as in {first.name}.{machine(own)}")
+        where = "" if own[0] is first else machine(own)
+        said.append(f"Everything else is as in {first.name}.{where}")
     names = ",".join(each.name for each in with_compared(own, outcomes))
-    return "\n\n".join(said) + f" Again: `labkit sweep {first.about['sweep']} --only {names}`"
+    sweep = first.about["sweep"]
+    file = sweep if sweep in shipped_sweeps() else f"{sweep}.toml"
+    return "\n\n".join(said) + f" Again: `labkit sweep {file} --only {names}`"
 
 
 def _result(own: list[Outcome], outcomes: list[Outcome]) -> str:
@@ -82,7 +86,7 @@ def _meaning(own: list[Outcome], outcomes: list[Outcome]) -> str:
         other = by_name.get(each.about["against"] or "")
         if other is not None:
             fits = direction(each.val_loss - other.val_loss, chance)
-            meaning = _one_line(each.about.get("meaning", {}).get(fits, ""))
+            meaning = _one_line(each.about.get(f"if_{fits}", ""))
             said.append(f"{comparison(each, other, chance)} {meaning}")
         said.append(overfitting(each, chance))
     return _list(filter(None, said)) or "It is compared with nothing: the others are measured on other text."

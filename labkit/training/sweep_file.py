@@ -10,11 +10,12 @@ data.tokenizer = "bpe"            # fields of DataConfig
 [experiments.context_16]
 question = "What does a shorter context cost?"
 prediction = "A little: most of the next character is in the last few."
-meaning.higher = "Characters further back are of use."  # said where it comes out so: lower, higher, unclear
+if_higher = "Characters further back are of use."  # what that would mean; also if_lower, if_unclear
 change_our_mind = "A training ten times as long that ends otherwise."
 model.context_length = 16         # everything else as in the baseline
 
-The texts may all be left out.  The report quotes them; changed ones make no other experiment.
+All these texts may be left out.  The report quotes them; of if_lower, if_higher and if_unclear the one that
+fits the held-out loss, which is unclear up to two spreads of seeds.  Other texts make no other experiment.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _TABLES = {
     "train": [field.name for field in fields(TrainConfig) if field.name != "seed"],
     "data": [field.name for field in fields(DataConfig)],
 }
-_TEXTS = ("question", "prediction", "change_our_mind", "topic", "against", "init_from")
-_MEANINGS = ("lower", "higher", "unclear")
+_WORDS = ("question", "prediction", "if_lower", "if_higher", "if_unclear", "change_our_mind")
+_TEXTS = (*_WORDS, "topic", "against", "init_from")
 _EITHER = (("max_steps", "epochs"), ("batch_size", "batch_tokens"))
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]*")
 
@@ -52,15 +53,8 @@ class Experiment:
     """One row of the results: a model, its data and its training, run once per seed."""
 
     name: str
-    question: str
-    """What the experiment is to answer, in a line."""
-    prediction: str
-    """What one expects of it before it runs, and why."""
-    meaning: dict[str, str]
-    """What it means where the held-out loss ends "lower" or "higher" than what it is compared with, by more
-    than two spreads of seeds, or, where the difference is no larger, "unclear"."""
-    change_our_mind: str
-    """Which result would make one think otherwise."""
+    words: dict[str, str]
+    """Question, prediction, what each outcome means, what would change our mind; "" where nothing is said."""
     topic: str
     """Experiments of one topic are drawn together."""
     against: str | None
@@ -156,14 +150,10 @@ class _Entry:
 
     def __init__(self, where: str, name: str, table: dict[str, Any], baseline: _Entry | None = None) -> None:
         self.where, self.name, self.table = where, name, table
-        _check_keys(where, table, (*_TABLES, *_TEXTS, "meaning", "seeds"))
+        _check_keys(where, table, (*_TABLES, *_TEXTS, "seeds"))
         for word in _TEXTS:
             if not isinstance(table.get(word, ""), str):
                 self.fail(f"{word}={table[word]!r} must be text.")
-        meaning = table.get("meaning", {})
-        if not isinstance(meaning, dict) or not all(isinstance(text, str) for text in meaning.values()):
-            self.fail(f"meaning={meaning!r} must be a table of texts, such as meaning.lower = …")
-        _check_keys(f"{where} meaning.", meaning, _MEANINGS)
         self.values: dict[str, dict[str, Any]] = {}
         for section, known in _TABLES.items():
             own = table.get(section, {})
@@ -205,10 +195,7 @@ class _Entry:
             self.fail(str(error))
         return Experiment(
             name=self.name,
-            question=self.table.get("question", ""),
-            prediction=self.table.get("prediction", ""),
-            meaning=self.table.get("meaning", {}),
-            change_our_mind=self.table.get("change_our_mind", ""),
+            words={word: self.table.get(word, "") for word in _WORDS},
             topic=self.table.get("topic", ""),
             against=self.table.get("against"),
             init_from=self.table.get("init_from"),

@@ -59,8 +59,7 @@ def steps(run: str, out: Path) -> list[int]:
         ("[baseline]\ntrian.max_steps = 3", r"\[baseline\] trian is not known. Did you mean train\?"),
         ("[baseline]\ntrain = 3", r"\[baseline\] train=3 must be a table"),
         ("[baseline]\nquestion = 3", r"\[baseline\] question=3 must be text"),
-        ("[baseline]\nmeaning = 'better'", r"\[baseline\] meaning='better' must be a table of texts"),
-        ("[baseline]\nmeaning.lowr = 'better'", r"meaning.lowr is not known. Did you mean lower\?"),
+        ("[baseline]\nif_lowr = 'better'", r"\[baseline\] if_lowr is not known. Did you mean if_lower\?"),
         ("[baseline]\nmodel.preset = 'mini'", r"\[baseline\] GPTConfig.preset: 'mini' is not known"),
         ("[baseline]\nmodel.vocab_size = 3", r"\[baseline\] model.vocab_size is not known"),
         ("[baseline]\nmodel.n_heads = 3", r"\[baseline\] GPTConfig: n_heads=3 does not divide d_model=128"),
@@ -129,7 +128,7 @@ def test_an_experiment_is_the_baseline_with_its_own_words_over_it(tmp_path: Path
     )
     base, a = read_sweep(write(tmp_path, text)).experiments
     assert (base.name, base.seeds, base.against) == ("baseline", (3, 4), None)
-    assert (a.question, a.seeds, a.against) == ("Why?", (3,), "baseline")
+    assert (a.words["question"], a.seeds, a.against) == ("Why?", (3,), "baseline")
     assert (a.train.epochs, a.train.max_steps, a.train.batch_size) == (2, None, 3)
     assert a.shape == {"context_length": 7, "d_model": 8, "n_layers": 1, "n_heads": 2}
     assert base.shape["d_model"] == 10
@@ -167,7 +166,7 @@ def test_the_sweeps_that_come_with_labkit_can_be_planned(name: str) -> None:
     plan = read_sweep(name)
     jobs = plan_jobs(plan)
     for each in plan.experiments:
-        assert all([each.question, each.prediction, each.change_our_mind])
+        assert all(each.words[word] for word in ("question", "prediction", "change_our_mind"))
     assert [job.seed for job in jobs if job.experiment.name == "baseline"] == [0, 1, 2]
     assert jobs[0].run.id == f"{name}-baseline"
 
@@ -294,11 +293,11 @@ def test_a_changed_question_is_no_changed_experiment(
     text = (
         (folder / "my.toml")
         .read_text(encoding="utf-8")
-        .replace("[baseline]", "[baseline]\nquestion = 'New?'\nmeaning.higher = 'Worse.'")
+        .replace("[baseline]", "[baseline]\nquestion = 'New?'\nif_higher = 'Worse.'")
     )
     assert set(sweep(write(tmp_path, text), only=["baseline"])["state"]) == {"skipped"}
     record = json.loads((folder / "runs" / "my-baseline" / "sweep.json").read_text(encoding="utf-8"))
-    assert (record["question"], record["meaning"]) == ("New?", {"higher": "Worse."})
+    assert (record["question"], record["if_higher"]) == ("New?", "Worse.")
 
 
 def test_a_folder_that_no_sweep_made_is_left_alone(tmp_path: Path, out: Path) -> None:
