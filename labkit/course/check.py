@@ -11,13 +11,14 @@ kept in the progress file.
 
 from __future__ import annotations
 
+import ast
 import copy
-import dis
 import importlib
+import inspect
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any, Literal
 
 import torch
@@ -111,30 +112,20 @@ def _stub() -> None:
 
 
 def _same_code(one: object, other: object) -> bool:
-    codes = [getattr(each, "__code__", None) for each in (one, other)]
-    return all(codes) and _instructions(codes[0]) == _instructions(codes[1])
+    body = _body(one)
+    return body is not None and body == _body(other)
 
 
-def _instructions(code: CodeType | None) -> list[Any]:
-    """What a function does, whatever its name, its place and its docstring.
-
-    Functions of a module are looked up in another way where the module is imported in the same file, which
-    also moves the places that jumps lead to.
-    """
-    assert code is not None
-    jumps = {*dis.hasjrel, *dis.hasjabs}
-    return [
-        (
-            each.opname.replace("LOAD_METHOD", "LOAD_ATTR"),
-            None
-            if each.opcode in jumps
-            else _instructions(each.argval)
-            if isinstance(each.argval, CodeType)
-            else each.argval,
-        )
-        for each in dis.get_instructions(code)
-        if each.opname not in ("RESUME", "NOP", "MAKE_CELL", "COPY_FREE_VARS", "PUSH_NULL")
-    ]
+def _body(function: object) -> str | None:
+    """What stands in a function, less docstring, comments and layout; None where its source is unknown."""
+    try:
+        definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]  # type: ignore[arg-type]
+    except (OSError, TypeError, SyntaxError):
+        return None
+    if not isinstance(definition, ast.FunctionDef):
+        return None
+    after = definition.body[1:] if ast.get_docstring(definition) else definition.body
+    return "\n".join(map(ast.dump, after))
 
 
 def _watched(answer: Answer) -> Answer:

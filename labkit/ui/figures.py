@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -96,7 +97,7 @@ def heatmap(
     if numbers:
         for row, line in enumerate(values.tolist()):
             for column, value in enumerate(line):
-                ink = ink_on_cividis(float(image.norm(value)))
+                ink = ink_on_cividis(cast(float, image.norm(value)))
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
     assert axes.figure is not None
     axes.figure.colorbar(image, ax=axes)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import linecache
 import math
 import pkgutil
 import re
 from collections import Counter
+from functools import cache
+from typing import Any
 
+import nbformat
 import planted
 import pytest
 import torch
 from planted import TABLE, Planted
 
-from labkit.course.check import judge
-from labkit.course.lesson import exercises
+from labkit.course.check import Verdict, judge
+from labkit.course.lesson import exercises, find_lesson
 from labkit.course.solutions import folded, solution
 
 for _module in pkgutil.iter_modules(planted.__path__):
@@ -23,15 +28,19 @@ for _module in pkgutil.iter_modules(planted.__path__):
 NAMES = list(exercises())
 
 
+@cache
+def verdict_on(row: Planted) -> Verdict:
+    return judge(row.exercise, row.answer)
+
+
 def _row(row: Planted) -> str:
     return f"{row.exercise}-{row.answer.__name__}"
 
 
 @pytest.mark.parametrize("row", TABLE, ids=_row)
 def test_the_check_names_the_mistake(row: Planted) -> None:
-    verdict = judge(row.exercise, row.answer)
-    assert verdict.result == "wrong"
-    assert row.says in verdict.message
+    assert verdict_on(row).result == "wrong"
+    assert row.says in verdict_on(row).message
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +53,7 @@ def test_the_solution_is_right(name: str) -> None:
 def test_there_are_three_planted_mistakes_with_messages_of_their_own(name: str) -> None:
     rows = [row for row in TABLE if row.exercise == name]
     assert len(rows) >= 3
-    assert len({judge(name, row.answer).message for row in rows}) >= min(3, len(rows))
+    assert len({verdict_on(row).message for row in rows}) >= min(3, len(rows))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,11 +91,30 @@ def test_a_check_leaves_random_numbers_alone_and_answers_the_same_twice(name: st
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stub_is_not_attempted_however_it_is_laid_out(name: str) -> None:
+    lesson = find_lesson(exercises()[name].lesson)
+    cells = [cell for cell in nbformat.read(lesson.notebook, 4).cells if f"check.{name}(" in cell.source]
+    handed_over = re.findall(rf"check\.{name}\((\w+)\)", cells[0].source)
+    (stub,) = [each for each in ast.parse(cells[0].source).body if getattr(each, "name", "") in handed_over]
+    text = ast.unparse(stub).replace(":\n", ':\n    """Mine."""\n\n', 1) + "  # not yet\n"
+    space: dict[str, Any] = {"torch": torch}
+    linecache.cache["<a cell>"] = (len(text), None, text.splitlines(keepends=True), "<a cell>")
+    exec(compile(text, "<a cell>", "exec"), space)
+    assert judge(name, space[handed_over[0]]).result == "not attempted"
+
+
+def test_an_answer_without_known_source_is_judged() -> None:
+    space: dict[str, Any] = {}
+    exec("def my(*arguments):\n    return None", space)
+    assert "is a `return` missing" in judge(NAMES[0], space["my"]).message
+
+
 def test_no_message_shows_code_of_the_solution() -> None:
     for row in TABLE:
         code = re.search(r"```python\n(.*?)```", folded(row.exercise), re.S)
         assert code is not None
-        message = judge(row.exercise, row.answer).message
+        message = verdict_on(row).message
         lines = [line.strip() for line in code[1].splitlines()[1:]]
         assert not [line for line in lines if len(line) > 12 and line.removeprefix("return ") in message]
 
