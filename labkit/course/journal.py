@@ -34,8 +34,10 @@ RESULTS = "benchmarks/results/lessons"
 _OPENINGS = {
     LOG: """# Experiments log
 
-What was measured, by which run, with which settings. Lessons write their sections here; each section is
-renewed when its lesson runs again. Text you add outside the marked sections stays as you wrote it.
+What was asked, expected, measured and learned. Predictions say what one would expect before looking; they were
+put into words when the entries were written, most of them after a first run, and the wrong ones stand. Lessons
+write their sections here; each section is renewed when its lesson runs again, and the numbers behind it are in
+benchmarks/results/. Text you add outside the marked sections stays as you wrote it.
 """,
     JOURNAL: """# Learning journal
 
