@@ -66,7 +66,8 @@ def attention_numbers(answer: Answer) -> str:
         asked = f"With d_model={d_model}, n_heads={n_heads}, n_kv_heads={n_kv_heads} you count {got}"
         expect(got != right - biases, f"{asked}: are the biases in?")
         expect(
-            got != right - d_model * (d_model + 1), f"{asked}: how many layers are there behind the mixing?"
+            got != right - d_model * (d_model + 1),
+            f"{asked}, one layer too few. Queries, keys, values, and what stands behind the mixing?",
         )
         expect(
             not shared or got != 4 * d_model * (d_model + 1),
@@ -76,9 +77,13 @@ def attention_numbers(answer: Answer) -> str:
             got not in (right * n_heads, n_heads * 4 * d_model * (d_model + 1)),
             f"{asked}: has each head matrices of its own, or do all share the features of one?",
         )
+        kv_dim = n_kv_heads * (d_model // n_heads)
         expect(
-            got == right, f"{asked}, {'too many' if got > right else 'too few'}. Which four layers are made?"
+            not shared or got != right + 2 * (d_model - kv_dim),
+            f"{asked}: a layer has as many biases as outputs. Are there {d_model} in each of the four?",
         )
+        much = "too many" if got > right else "too few"
+        expect(got == right, f"{asked}, {much}. Which four layers are made, and how wide is each output?")
     return "The number of query heads does not matter; the number of key and value heads does."
 
 
@@ -93,6 +98,10 @@ def window_mask(answer: Answer) -> str:
     )
     expect(sees.diagonal().all(), "A position does not see itself: is one of the diagonals one step off?")
     expect(
+        sees.tril(-1).any() or not sees.triu(1).any(),
+        "Position 3 sees position 4 and not position 2: do rows and columns stand the wrong way round?",
+    )
+    expect(
         not sees.triu(1).any(),
         "Position 3 sees position 4, which comes later: is only one of the two triangles blocked?",
     )
@@ -102,6 +111,8 @@ def window_mask(answer: Answer) -> str:
         width == 3,
         f"With window=3 a position sees {width}, and itself counts as one: is a diagonal one step off?",
     )
+    counts = sees.sum(dim=1).tolist()
+    expect(counts == [1, 2, 3, 3, 3, 3, 3], f"With window=3 the seven positions see {counts} positions.")
     expect(not answer(4, 9).tril().any(), "A window longer than the text blocks something that came before.")
     return "With a window of w, n positions cost about n * w scores instead of n * n."
 
@@ -117,19 +128,43 @@ def repair_attention_stub(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def repair_attention(answer: Answer) -> None:
     q, k, v = torch.randn(3, 2, 4, 7, 5)
     mixed = answer(q, k, v)
+    expect(isinstance(mixed, Tensor), f"It returns {type(mixed).__name__}, not a tensor.")
     expect(mixed.shape == (2, 7, 20), f"The output has shape {tuple(mixed.shape)}, not (2, 7, 4 * 5).")
-    later = torch.cat([v[:, :, :4], torch.randn(2, 4, 3, 5)], dim=2)
     expect(
-        not (answer(q, k, later) - mixed)[:, :4].any(),
-        "Changing what comes later changes earlier outputs: the future leaks. What is exp of the number put "
-        "in for blocked scores? And are features of several positions mixed?",
+        not mixed.isnan().any(),
+        "Some outputs are NaN: is there a position that sees nobody, not even itself?",
     )
-    right = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    heads = mixed.unflatten(-1, (4, 5)).transpose(1, 2)
     expect(
-        torch.allclose(heads, right, atol=1e-5),
+        not _future_leaks(answer, 1, [2]),
+        "Changing later values changes earlier outputs, with a single head already: the future leaks. What "
+        "is exp of the number put in for blocked scores?",
+    )
+    expect(
+        not _future_leaks(answer, 1, [0, 1]),
+        "Later values no longer leak, but later queries and keys do: over which axis does the softmax run?",
+    )
+    expect(
+        not _future_leaks(answer, 4, [0, 1, 2]),
+        "With one head nothing leaks, with four the future does: are features of several positions mixed "
+        "when the heads are put side by side?",
+    )
+    right = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    expect(
+        torch.allclose(mixed.sort(dim=-1).values, right.sort(dim=-1).values, atol=1e-5),
         "Nobody sees the future now, but the weights are others: by which root are the scores divided?",
     )
+    expect(
+        torch.allclose(mixed, right, atol=1e-5),
+        "Each position has the right numbers in the wrong order: how do the heads stand side by side?",
+    )
+
+
+def _future_leaks(answer: Answer, n_heads: int, changed: list[int]) -> bool:
+    """Whether outputs of positions 0 to 3 move when others of q, k, v (numbers 0 to 2) come later."""
+    inputs = torch.randn(3, 2, n_heads, 7, 5)
+    others = inputs.clone()
+    others[changed, ..., 4:, :] = torch.randn(len(changed), 2, n_heads, 3, 5)
+    return not torch.allclose(answer(*inputs)[:, :4], answer(*others)[:, :4], atol=1e-5)
 
 
 def positions_looked_at(answer: Answer) -> str:
@@ -137,21 +172,33 @@ def positions_looked_at(answer: Answer) -> str:
     got = answer(rows[1:3])
     expect(isinstance(got, Tensor), f"It returns {type(got).__name__}, not a tensor.")
     expect(got.shape == (2,), f"For weights (2, 4) it returns {tuple(got.shape)}: one number per row.")
+    expect(not torch.equal(got, torch.tensor([4, 4])), "That counts every weight above 0, however small.")
+    got = got.float()
     entropy = torch.special.entr(rows).sum(-1)
     expect(
         not torch.allclose(got, entropy[1:3]),
         "That is the entropy itself, in nats: 1.39 for four equal weights.",
     )
-    expect(
-        not torch.allclose(got, (entropy[1:3] / 0.6931).exp(), atol=1e-2),
-        "Four equal weights give more than 4: do logarithm and power have the same base?",
-    )
+    for other in ((entropy[1:3] / 0.6931).exp(), 2 ** entropy[1:3]):
+        expect(
+            not torch.allclose(got, other, atol=1e-2),
+            f"Four equal weights give {got[0]:.2f} positions: do logarithm and power have the same base?",
+        )
     expect(not (got < 1).any(), "It is below 1, less than a single position: is a minus sign missing?")
-    got = answer(rows)
+    expect(
+        not torch.allclose(got, (entropy[1:3] / 4).exp(), atol=1e-3),
+        f"Four equal weights give {got[0]:.2f} positions: is it a mean where a sum should be?",
+    )
+    got = answer(rows).float()
     expect(not got.isnan().any(), "A weight of 0 gives NaN: what is 0 * log(0) in floating point?")
     expect(got.isfinite().all(), "A weight of 0 gives infinity.")
     expect(
-        torch.allclose(got, entropy.exp(), atol=1e-4), "Rows of zeros and equal weights give wrong counts."
+        torch.isclose(got[1], torch.tensor(4.0), atol=1e-3),
+        f"Four equal weights give {got[1]:.2f} positions.",
+    )
+    expect(
+        torch.allclose(got, entropy.exp(), atol=1e-4),
+        f"Equal weights are right, but 0.7, 0.1, 0.1, 0.1 give {got[2]:.2f}: is it e to the entropy?",
     )
     weights = torch.randn(2, 3, 5, 7).softmax(-1)
     many = answer(weights)
@@ -161,7 +208,7 @@ def positions_looked_at(answer: Answer) -> str:
     )
     right = torch.special.entr(weights).sum(-1).exp()
     expect(
-        torch.allclose(many, right, atol=1e-4),
+        torch.allclose(many.float(), right, atol=1e-4),
         "Right for a matrix, wrong with more axes: which axis is summed?",
     )
     return "Now apply it to maps: which layer is the sharper one, and what does it do in the first round?"

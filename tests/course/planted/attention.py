@@ -54,6 +54,17 @@ def gives_each_head_its_own_matrices(d_model: int, n_heads: int, n_kv_heads: int
     return n_heads * 4 * d_model * (d_model + 1)
 
 
+@planted("attention_numbers", "as many biases as outputs")
+def gives_all_layers_the_same_bias(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    kv_dim = n_kv_heads * d_model // n_heads
+    return 2 * d_model * (d_model + kv_dim) + 4 * d_model
+
+
+@planted("attention_numbers", "how wide is each output")
+def takes_a_head_for_one_feature(d_model: int, n_heads: int, n_kv_heads: int) -> int:
+    return 2 * d_model * (d_model + 1) + 2 * n_kv_heads * (d_model + 1)
+
+
 @planted("window_mask", "True means blocked here")
 def says_what_is_visible(seq: int, window: int) -> Tensor:
     everything = torch.ones(seq, seq, dtype=torch.bool)
@@ -76,6 +87,20 @@ def window_without_itself(seq: int, window: int) -> Tensor:
     return everything.triu(1) | everything.tril(-window - 1)
 
 
+@planted("window_mask", "the wrong way round")
+def exchanges_rows_and_columns(seq: int, window: int) -> Tensor:
+    everything = torch.ones(seq, seq, dtype=torch.bool)
+    return everything.tril(-1) | everything.triu(window)
+
+
+@planted("window_mask", "the seven positions see [1, 1, 1, 1, 3, 3, 3]")
+def blocks_whole_rows(seq: int, window: int) -> Tensor:
+    everything = torch.ones(seq, seq, dtype=torch.bool)
+    mask = everything.triu(1) | everything.tril(-window)
+    mask[: window + 1] = ~torch.eye(seq, dtype=torch.bool)[: window + 1]
+    return mask
+
+
 @planted("repair_attention", "by which root")
 def all_but_the_scale(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, n_heads, seq, head_dim = q.shape
@@ -85,7 +110,7 @@ def all_but_the_scale(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ v).transpose(1, 2).reshape(batch, seq, n_heads * head_dim)
 
 
-@planted("repair_attention", "What is exp of the number")
+@planted("repair_attention", "is exp of the number")
 def all_but_the_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, n_heads, seq, head_dim = q.shape
     scores = q @ k.mT / head_dim**0.5
@@ -94,7 +119,31 @@ def all_but_the_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ v).transpose(1, 2).reshape(batch, seq, n_heads * head_dim)
 
 
-@planted("repair_attention", "features of several positions mixed")
+@planted("repair_attention", "sees nobody")
+def mask_with_the_diagonal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seq, head_dim = q.shape[-2:]
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(0)
+    weights = (q @ k.mT / head_dim**0.5).masked_fill(blocked, -torch.inf).softmax(dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@planted("repair_attention", "over which axis does the softmax run")
+def softmax_over_the_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seq, head_dim = q.shape[-2:]
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    weights = (q @ k.mT / head_dim**0.5).masked_fill(blocked, -torch.inf).softmax(dim=-2)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@planted("repair_attention", "right numbers in the wrong order")
+def interleaves_the_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seq, head_dim = q.shape[-2:]
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    weights = (q @ k.mT / head_dim**0.5).masked_fill(blocked, -torch.inf).softmax(dim=-1)
+    return (weights @ v).permute(0, 2, 3, 1).flatten(2)
+
+
+@planted("repair_attention", "with four the future does")
 def all_but_the_order_of_axes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     batch, n_heads, seq, head_dim = q.shape
     scores = q @ k.mT / head_dim**0.5
@@ -124,6 +173,31 @@ def stops_at_the_entropy(weights: Tensor) -> Tensor:
 @planted("positions_looked_at", "same base")
 def bits_into_exp(weights: Tensor) -> Tensor:
     return (torch.special.entr(weights).sum(dim=-1) / torch.tensor(2.0).log()).exp()
+
+
+@planted("positions_looked_at", "same base")
+def two_to_the_power_of_nats(weights: Tensor) -> Tensor:
+    return 2 ** torch.special.entr(weights).sum(dim=-1)
+
+
+@planted("positions_looked_at", "a mean where a sum should be")
+def mean_instead_of_sum(weights: Tensor) -> Tensor:
+    return torch.special.entr(weights).mean(dim=-1).exp()
+
+
+@planted("positions_looked_at", "Four equal weights give 5.66")
+def exp_before_the_sum(weights: Tensor) -> Tensor:
+    return torch.special.entr(weights).exp().sum(dim=-1)
+
+
+@planted("positions_looked_at", "every weight above 0")
+def counts_what_is_not_zero(weights: Tensor) -> Tensor:
+    return (weights > 0).sum(dim=-1)
+
+
+@planted("positions_looked_at", "is it e to the entropy")
+def one_over_the_squares(weights: Tensor) -> Tensor:
+    return 1 / weights.square().sum(dim=-1)
 
 
 @planted("positions_looked_at", "is a minus sign missing")
