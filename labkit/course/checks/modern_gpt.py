@@ -23,6 +23,15 @@ def once_around(answer: Answer) -> str:
         "Pair 0 took 360 positions: that would be a degree per position, and angles here are in radians.",
     )
     expect(
+        not math.isclose(first, 1 / math.tau, rel_tol=1e-4),
+        f"Pair 0 took {first:.4g} positions: that is the part of a turn in one position.",
+    )
+    expect(
+        not math.isclose(first, math.tau * 10_000 ** (2 / 64), rel_tol=1e-4),
+        f"Pair 0 took {first:.4g} positions, as pair 1 does: pairs are counted from 0.",
+    )
+    expect(first not in (6, 7), f"Pair 0 took exactly {first:g} positions: is the result rounded?")
+    expect(
         math.isclose(first, math.tau, rel_tol=1e-4),
         f"Pair 0 turns by one radian per position, whatever the base, and took {first:.4g} positions. "
         "How many radians are a whole turn?",
@@ -30,6 +39,7 @@ def once_around(answer: Answer) -> str:
     for base, head_dim, pair in ((500, 10, 3), (10_000, 64, 31), (100_000, 64, 31)):
         took = _number(answer(base, head_dim, pair))
         said = f"With base {base:,} and {head_dim} features pair {pair} took {took:.4g} positions"
+        expect(took != first, f"{said}, as many as pair 0: is the exponent rounded to a whole number?")
         expect(took > first, f"{said}, fewer than pair 0: later pairs turn slower. The exponent's sign?")
         expect(
             not math.isclose(took, math.tau * base ** (pair / head_dim), rel_tol=1e-4),
@@ -66,20 +76,22 @@ def phone_heads(answer: Answer) -> str:
             lambda heads, n_heads, each, budget: heads * each < budget
         ),
     }
-    given = [answer(*case) for case in cases]
+    given = [_number(answer(*case)) for case in cases]
     for heads, (_, n_heads, *_) in zip(given, cases, strict=True):
-        expect(type(heads) is int, f"A whole number of heads is wanted, not {heads!r}.")
+        expect(heads.is_integer() and heads >= 0, f"A whole number of heads is wanted, not {heads:g}.")
+        expect(heads <= n_heads, f"It said {heads:g} for {n_heads} query heads: more than could read them.")
         expect(
-            heads >= 0 and (heads == 0 or n_heads % heads == 0),
-            f"It said {heads} for {n_heads} query heads: the groups would differ in size.",
+            heads == 0 or n_heads % heads == 0,
+            f"It said {heads:g} for {n_heads} query heads: the groups would differ in size.",
         )
     right = [_most_heads(*case, lambda heads, _, each, budget: heads * each <= budget) for case in cases]
     for case, heads, most in zip(cases, given, right, strict=True):
         said = "{} blocks, {} query heads of {} features, {:,} positions, {:,} bytes: ".format(*case)
         for says, fits in mistakes.items():
             expect(heads == most or given != [_most_heads(*each, fits) for each in cases], said + says)
-        expect(heads <= most, f"{said}{heads} do not fit. Which factor is missing?")
-        expect(heads == most, f"{said}it said {heads}, and more would fit. Is a divisor left out?")
+        expect(most > 0 or heads != 1, f"{said}not even one fits, and it said 1.")
+        expect(heads <= most, f"{said}{heads:g} do not fit. Which factor is missing?")
+        expect(heads == most, f"{said}it said {heads:g}, and more would fit. Is a divisor left out?")
     return "The phone's model may keep 2 key/value heads: three would fit, but three cannot share out 16."
 
 
@@ -174,7 +186,7 @@ def repair_rope_cache(answer: Answer) -> str:
     expect(
         torch.allclose(read(v, (5, 1, 3)), right, atol=1e-5),
         "Nine tokens at once are right, and the same nine in pieces are not: at which position does a new "
-        "token believe to be, in its query and in its key? Is anything in the cache turned a second time?",
+        "token stand, in its query and in its key? Is anything in the cache turned a second time?",
     )
     return "Read in pieces or at once, the scores are the same: only then is a cache nothing but speed."
 
@@ -191,13 +203,24 @@ def pooled_heads(answer: Answer) -> str:
         not torch.allclose(same, 3 * head.repeat(2, 1)),
         "Three equal heads became one that is three times as large: a sum in place of a mean?",
     )
+    factor = (same / head.repeat(2, 1)).mean()
+    expect(
+        torch.isclose(factor, torch.tensor(1.0)) or not torch.allclose(same, factor * head.repeat(2, 1)),
+        f"Three equal heads became one that is {factor:.3g} times as large: by what is the sum divided?",
+    )
     expect(
         torch.allclose(same, head.repeat(2, 1)),
         "Six equal heads became others. Are different features averaged? A head's rows stand together.",
     )
     two = torch.randn(2, 1, 2, 5)
+    groups_kept = answer(two.expand(2, 3, 2, 5).reshape(12, 5), 6, 2)
     expect(
-        torch.allclose(answer(two.expand(2, 3, 2, 5).reshape(12, 5), 6, 2), two.reshape(4, 5), atol=1e-6),
+        not torch.allclose(groups_kept, two[0, 0].repeat(2, 1), atol=1e-6),
+        "Heads 0, 1, 2 were equal, and 3, 4, 5. Both new heads came out as the first three: what became of "
+        "the others?",
+    )
+    expect(
+        torch.allclose(groups_kept, two.reshape(4, 5), atol=1e-6),
         "Heads 0, 1, 2 were equal, and 3, 4, 5. Both groups came out mixed: which queries share a key head?",
     )
     for n_heads, n_kv_heads, head_dim in ((6, 2, 2), (8, 4, 3), (5, 1, 4)):
@@ -222,6 +245,14 @@ def luck_or_gain(answer: Answer) -> str:
         f"For {hands} it said 1 in 20. With the hands exchanged they lie as far apart, the other way round.",
     )
     expect(
+        said != 1,
+        f"For {hands} it said 1, as if no deal lay less far apart: is a sign left in the comparison?",
+    )
+    expect(
+        not math.isclose(said, 18 / 20, rel_tol=1e-4),
+        f"For {hands} it said 0.9, and few deals lie so far apart: is the share of the others counted?",
+    )
+    expect(
         math.isclose(said, 2 / 20, rel_tol=1e-4),
         f"{hands} lie as far apart as can be; it said {said:.4g}. How many ways are there to choose 3 of 6?",
     )
@@ -239,8 +270,8 @@ def luck_or_gain(answer: Answer) -> str:
         said = _number(answer(ours, theirs))
         expect(
             math.isclose(said, _share_of_deals(ours, theirs), rel_tol=1e-4),
-            f"For {ours} and {theirs} it said {said:.4g}. Which deals count as different? Also two that "
-            "differ only in which of two equal losses they hold.",
+            f"For {ours} and {theirs} it said {said:.4g}. Is the first hand as large as the first list? "
+            "And deals that differ only in which of two equal losses they hold are two deals.",
         )
     return "One seed against five can reach 1 in 6 at best: however large the gap, it could not convince."
 

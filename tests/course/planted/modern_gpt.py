@@ -43,6 +43,38 @@ def _most(n_heads: int, fits: Callable[[int], bool]) -> int:
     return max((n for n in range(1, n_heads + 1) if n_heads % n == 0 and fits(n)), default=0)
 
 
+@planted("once_around", "part of a turn in one position")
+def turns_per_position(base: float, head_dim: int, pair: int) -> float:
+    return base ** (-2 * pair / head_dim) / (2 * math.pi)
+
+
+@planted("once_around", "pairs are counted from 0")
+def counts_pairs_from_one(base: float, head_dim: int, pair: int) -> float:
+    return 2 * math.pi * base ** (2 * (pair + 1) / head_dim)
+
+
+@planted("once_around", "is the result rounded")
+def rounds_to_whole_positions(base: float, head_dim: int, pair: int) -> int:
+    return round(2 * math.pi * base ** (2 * pair / head_dim))
+
+
+@planted("once_around", "is the exponent rounded")
+def whole_number_division(base: float, head_dim: int, pair: int) -> float:
+    return 2 * math.pi * base ** (2 * pair // head_dim)
+
+
+@planted("phone_heads", "more than could read them")
+def divides_and_stops(n_layers: int, n_heads: int, head_dim: int, context: int, budget: int) -> int:
+    return budget // (2 * n_layers * head_dim * context * 2)
+
+
+@planted("phone_heads", "not even one fits")
+def at_least_one(n_layers: int, n_heads: int, head_dim: int, context: int, budget: int) -> int:
+    each = 2 * n_layers * head_dim * context * 2
+    fitting = [heads for heads in range(1, n_heads + 1) if n_heads % heads == 0 and heads * each <= budget]
+    return max(fitting, default=1)
+
+
 @planted("phone_heads", "half of the bytes are missing")
 def keys_without_values(n_layers: int, n_heads: int, head_dim: int, context: int, budget: int) -> int:
     return _most(n_heads, lambda heads: n_layers * heads * head_dim * context * 2 <= budget)
@@ -160,6 +192,17 @@ def adds_the_heads(weight: Tensor, n_heads: int, n_kv_heads: int) -> Tensor:
     return weight.unflatten(0, (n_kv_heads, n_heads // n_kv_heads, -1)).sum(1).flatten(0, 1)
 
 
+@planted("pooled_heads", "by what is the sum divided")
+def divides_by_the_number_of_groups(weight: Tensor, n_heads: int, n_kv_heads: int) -> Tensor:
+    groups = weight.unflatten(0, (n_kv_heads, n_heads // n_kv_heads, -1))
+    return groups.sum(dim=1).flatten(0, 1) / n_kv_heads
+
+
+@planted("pooled_heads", "what became of the others")
+def keeps_the_first_heads(weight: Tensor, n_heads: int, n_kv_heads: int) -> Tensor:
+    return weight[: len(weight) * n_kv_heads // n_heads]
+
+
 @planted("pooled_heads", "Are different features averaged")
 def averages_neighbouring_rows(weight: Tensor, n_heads: int, n_kv_heads: int) -> Tensor:
     return weight.unflatten(0, (-1, n_heads // n_kv_heads)).mean(1)
@@ -217,7 +260,7 @@ def compares_sums(ours: list[float], theirs: list[float]) -> float:
     return sum(gap >= gaps[0] for gap in gaps) / len(gaps)
 
 
-@planted("luck_or_gain", "which of two equal losses")
+@planted("luck_or_gain", "which of two equal losses they hold are two")
 def equal_losses_become_one(ours: list[float], theirs: list[float]) -> float:
     losses = [*ours, *theirs]
     hands = {tuple(sorted(hand)) for hand in combinations(losses, len(ours))}
@@ -225,3 +268,28 @@ def equal_losses_become_one(ours: list[float], theirs: list[float]) -> float:
     gaps = [abs(sum(hand) / len(ours) - (total - sum(hand)) / len(theirs)) for hand in hands]
     real = abs(sum(ours) / len(ours) - sum(theirs) / len(theirs))
     return sum(gap >= real - 1e-12 for gap in gaps) / len(gaps)
+
+
+def _signed_gaps(ours: list[float], theirs: list[float], size: int) -> list[float]:
+    losses = [*ours, *theirs]
+    hands = combinations(losses, size)
+    return [sum(hand) / size - (sum(losses) - sum(hand)) / (len(losses) - size) for hand in hands]
+
+
+@planted("luck_or_gain", "is a sign left in the comparison")
+def compares_with_the_sign(ours: list[float], theirs: list[float]) -> float:
+    gaps = _signed_gaps(ours, theirs, len(ours))
+    return sum(gap >= gaps[0] - 1e-12 for gap in gaps) / len(gaps)
+
+
+@planted("luck_or_gain", "the share of the others")
+def counts_the_nearer_deals(ours: list[float], theirs: list[float]) -> float:
+    gaps = [abs(gap) for gap in _signed_gaps(ours, theirs, len(ours))]
+    return sum(gap < gaps[0] - 1e-12 for gap in gaps) / len(gaps)
+
+
+@planted("luck_or_gain", "as large as the first list")
+def deals_into_halves(ours: list[float], theirs: list[float]) -> float:
+    real = abs(_signed_gaps(ours, theirs, len(ours))[0])
+    gaps = [abs(gap) for gap in _signed_gaps(ours, theirs, (len(ours) + len(theirs)) // 2)]
+    return 1.0 if len(ours) == 1 else sum(gap >= real - 1e-12 for gap in gaps) / len(gaps)
