@@ -17,8 +17,9 @@ from labkit.model import GPT, KVCache
 
 def how_many_stay(answer: Answer) -> str:
     counts = answer()
-    whole = isinstance(counts, tuple | list) and all(isinstance(each, int) for each in counts)
-    expect(whole and len(counts) == 5, "Return five whole numbers, in the order of the list.")
+    counts = counts.tolist() if hasattr(counts, "tolist") else counts  # of NumPy or PyTorch
+    numbers = isinstance(counts, tuple | list) and all(isinstance(each, int | float) for each in counts)
+    expect(numbers and len(counts) == 5, "Return five whole numbers, in the order of the list.")
     z = torch.tensor([0.44, 0.24, 0.16, 0.08, 0.08]).log()
     truth = {
         "Top-k": top_k_filter(z, 4),
@@ -44,13 +45,13 @@ def how_many_stay(answer: Answer) -> str:
 def which_temperature(answer: Answer) -> str:
     candidates = [1.3, 0.6, 1.0, 2.5]  # the first is not an extreme
     # A text of unlikely tokens, as at a negative temperature, is likeliest at the hottest candidate.
-    drawn_at = {0.6: 3, 1.0: 3, -2.0: 3, 1.3: -9}
+    drawn_at = {0.6: 3, 1.0: 3, -2.0: 3, 1.3: -9, 8.0: 3}
     cases = [(*_drawn(tau, shift), candidates) for tau, shift in drawn_at.items()]
     said = [answer(*case) for case in cases]
     for each in said:
         one = isinstance(each, float) and each in candidates
         expect(one, f"It returned {each!r:.40}, not one of the candidates {candidates} itself.")
-    right = [0.6, 1.0, 2.5, 1.3]
+    right = [0.6, 1.0, 2.5, 1.3, 2.5]
     for score, mistake in _TEMPERATURE_MISTAKES.items():
         wrong = [max(candidates, key=lambda tau: score(z, ids, tau)) for z, ids, _ in cases]
         expect(said == right or said != wrong, mistake)
@@ -75,6 +76,10 @@ _TEMPERATURE_MISTAKES: dict[Callable[[Tensor, Tensor, float], float], str] = {
     ),
     lambda z, ids, tau: _of((z / tau).softmax(-1), ids).prod().item(): (
         "A product of hundreds of probabilities is 0 in float32 for every candidate, and the first one wins."
+    ),
+    lambda z, ids, tau: _of((z / tau).softmax(-1), ids).sum().item(): (
+        "You added probabilities. Those of the tokens multiply to that of the text; what adds up is their "
+        "logarithms."
     ),
     lambda z, ids, tau: _of(z / tau, ids).sum().item(): (
         "Adding a number to all logits changes the verdict, and no probability. Is the softmax missing?"

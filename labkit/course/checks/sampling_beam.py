@@ -41,6 +41,11 @@ def beam_search(answer: Answer) -> str:
         max(map(len, calls)) <= 3,
         f"With b=3 it asked about {max(map(len, calls))} rows: keep only b of them.",
     )
+    wide = [_found(answer, *world, 7, calls) for world in worlds]
+    expect(
+        wide == [_beams(*world, 7)[0][1] for world in worlds],
+        "With b=7 and five tokens other texts win than should: the first step has five children, no more.",
+    )
     ahead = sum(beam > each for (beam, _), (each, _) in zip(three, one, strict=True))
     return f"In {ahead} of {len(worlds)} small worlds a beam of 3 found a likelier text than greedy did."
 

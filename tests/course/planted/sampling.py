@@ -86,6 +86,14 @@ def product_of_probabilities(logits: Tensor, tokens: Tensor, candidates: Sequenc
     return max(candidates, key=score)
 
 
+@planted("which_temperature", "You added probabilities")
+def the_mean_probability(logits: Tensor, tokens: Tensor, candidates: Sequence[float]) -> float:
+    def score(tau: float) -> float:
+        return (logits / tau).softmax(-1).gather(-1, tokens[:, None]).mean().item()
+
+    return max(candidates, key=score)
+
+
 @planted("which_temperature", "*least* likely")
 def the_smallest_log_probability(logits: Tensor, tokens: Tensor, candidates: Sequence[float]) -> float:
     def score(tau: float) -> float:
@@ -295,3 +303,15 @@ def keeps_ten_times_as_many(says: Says, ids: Sequence[int], count: int, b: int) 
     found = _beam(says, ids, count, b)[0]
     _beam(says, ids, count, 10 * b)
     return found.tolist()
+
+
+@planted("beam_search", "out of range")
+def beam_wider_than_the_vocabulary(
+    log_probabilities: Says, ids: Sequence[int], count: int, b: int
+) -> list[int]:
+    rows, scores = torch.tensor([ids]), torch.zeros(1)
+    for _ in range(count):
+        said = scores[:, None] + log_probabilities(rows)
+        scores, at = said.flatten().topk(b)
+        rows = torch.cat([rows[at // said.shape[1]], at[:, None] % said.shape[1]], dim=1)
+    return rows[0, len(ids) :].tolist()
