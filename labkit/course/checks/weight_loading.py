@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from safetensors.torch import save
@@ -33,7 +34,9 @@ def first_byte(answer: Answer) -> str:
         begin, (rows, columns) = header[name]["data_offsets"][0], tensors[name].shape
         size = tensors[name].itemsize
         found = answer(n, begin, (rows, columns), size, row, column)
-        expect(isinstance(found, int), f"The place of a byte is a whole number, not {type(found).__name__}.")
+        expect(
+            isinstance(found, Integral), f"The place of a byte is a whole number, not {type(found).__name__}."
+        )
         start, number = 8 + n + begin, row * columns + column
         likely = {
             begin + size * number: "that is too early. From where does `begin` count?",
@@ -41,6 +44,8 @@ def first_byte(answer: Answer) -> str:
             n + begin + size * number: "8 bytes too early. What stands in the file before the header's text?",
             start + number: f"you went on by one byte a number; each takes {size}.",
             start + 4 * number: f"you went on by 4 bytes a number; each takes {size}.",
+            start + size * row * columns + column: "a number takes that many bytes within a row, too.",
+            8 + n + size * (begin + number): "`begin` counts bytes already.",
             start + size * (column * rows + row): "you counted down the columns. Which are neighbours?",
             start + size * (row * rows + column): "how many numbers has a row? You took the number of rows.",
         }
@@ -264,7 +269,8 @@ def _judge_place(found: str, place: str, order: list[str]) -> None:
     rounding = found in ("token_embedding", "dropout")
     expect(not rounding, f"{named}: there they differ by a millionth. That is rounding; how much is allowed?")
     late = order.index(found) - order.index(place)
-    expect(late >= 0, f"{named}, which runs before it and gives the same in both.")
+    twice = " when it first runs; it runs twice" if found.endswith("dropout") else ""
+    expect(late >= 0, f"{named}, which runs before it and gives the same in both{twice}.")
     expect(
         late == 0 or found != "head", f"{named}, the last one that differs. Does each hook know its own name?"
     )

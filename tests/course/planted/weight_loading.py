@@ -51,6 +51,18 @@ def always_four_bytes(n: int, begin: int, shape: tuple[int, int], size: int, row
     return 8 + n + begin + 4 * (row * shape[1] + column)
 
 
+@planted("first_byte", "within a row, too")
+def bytes_for_rows_alone(n: int, begin: int, shape: tuple[int, int], size: int, row: int, column: int) -> int:
+    return 8 + n + begin + size * row * shape[1] + column
+
+
+@planted("first_byte", "`begin` counts bytes already")
+def begin_counted_in_numbers(
+    n: int, begin: int, shape: tuple[int, int], size: int, row: int, column: int
+) -> int:
+    return 8 + n + size * (begin + row * shape[1] + column)
+
+
 @planted("first_byte", "not float")
 def divides(n: int, begin: int, shape: tuple[int, int], size: int, row: int, column: int) -> float:
     return 8 + n + begin + size * (row * shape[1] + column) / 1
@@ -286,6 +298,12 @@ def in_the_order_of_registration(one: nn.Module, other: nn.Module, ids: Tensor) 
     left, right = dict(_seen(one, ids)), dict(_seen(other, ids))
     leaves = [name for name, module in one.named_modules() if name in left and not list(module.children())]
     return _first([name for name in leaves if not (left[name] - right[name]).abs().max() <= 1e-4])
+
+
+@planted("first_difference", "it runs twice")
+def keeps_one_output_of_each_module(one: nn.Module, other: nn.Module, ids: Tensor) -> str:
+    left, right = dict(_seen(one, ids)), dict(_seen(other, ids))
+    return _first([name for name in left if not (left[name] - right[name]).abs().max() <= 1e-4])
 
 
 @planted("first_difference", "differ by a millionth")
