@@ -1,0 +1,166 @@
+"""Checks of lesson 09's exercises."""
+
+from __future__ import annotations
+
+import math
+
+from labkit.analysis import training_flops
+from labkit.analysis.scaling import PUBLISHED, ScalingLaw
+from labkit.config import GPTConfig
+from labkit.course.check import Answer, expect
+from labkit.course.checks.scaling_up_clock import chunk_rows as chunk_rows
+from labkit.course.checks.scaling_up_clock import close, number
+from labkit.course.checks.scaling_up_clock import repair_mfu as repair_mfu
+from labkit.course.checks.scaling_up_clock import repair_mfu_stub as repair_mfu_stub
+
+
+def training_days(answer: Answer) -> str:
+    for case in ((8.5e8, 1e10, 7, 65e12, 0.35), (4.6e10, 2e12, 2048, 312e12, 0.45)):
+        operations, tokens, devices, peak, mfu = case
+        days = number(answer(*case), "The number of days")
+        right = operations * tokens / (devices * peak * mfu) / 86_400
+        said = f"For {tokens:.0e} tokens on {devices:,} devices it gives {days:.3g}."
+        mistakes = {
+            mfu: "That is at the full peak. Which part of it is really used?",
+            mfu**2: "A device that uses less of its peak takes longer; here it is faster. Multiplied instead "
+            "of divided by the MFU?",
+            devices: "That is as long as one device alone would take.",
+            devices**2: "More devices make it longer?",
+            24: "Are those hours?",
+            86_400: "Are those seconds?",
+            6: "Operations per token are given. Were they taken for a number of parameters, with 6 for each?",
+            3: "Operations to *train* on a token are given: forward and backward are both in them.",
+        }
+        for factor, mistake in mistakes.items():
+            expect(not close(days, right * factor), f"{said} {mistake}")
+        expect(close(days, right), f"{said} Write down the units of each of the five and cancel them.")
+    return "The same five numbers, turned round, check a claim: who reports days has told you their MFU."
+
+
+def attention_overtakes(answer: Answer) -> str:
+    for d_model, d_ff, n_layers, n_heads in ((60, 100, 5, 4), (96, 480, 2, 3), (768, 3072, 12, 12)):
+        config = GPTConfig(
+            vocab_size=11,
+            context_length=7,
+            d_model=d_model,
+            d_ff=d_ff,
+            n_layers=n_layers,
+            n_heads=n_heads,
+        )
+        costs, one = training_flops(config), training_flops(config, 1)["attention scores and mixing"]
+        matrices = costs["attention projections"] + costs["feed-forward"]
+        right = matrices / one
+        context = number(answer(d_model, d_ff, n_layers, n_heads), "The context")
+        asked = f"d_model={d_model}, d_ff={d_ff}, n_layers={n_layers}, n_heads={n_heads}"
+        said = f"For {asked} it gives {context:g}."
+        mistakes = {
+            costs["attention projections"]
+            / one: "Which matrices does a block have besides attention's four?",
+            costs["feed-forward"] / one: "The four matrices of attention itself multiply too.",
+            right * n_layers: "More blocks have more of both. Does depth change the balance?",
+            right / n_layers: "More blocks have more of both. Does depth change the balance?",
+            right * n_heads: "Each head is narrower by as much as there are more of them.",
+            right / n_heads: "Each head is narrower by as much as there are more of them.",
+            right * 2: "Twice too long: a position costs one product for its score and one for mixing its "
+            "value, over the full square.",
+            right
+            / 2: "Half of it: a weight costs as many operations as each of the two products of attention.",
+            right * 3: "Was the backward pass counted on one side only?",
+            right / 3: "Was the backward pass counted on one side only?",
+        }
+        for value, mistake in mistakes.items():
+            expect(not close(context, value), f"{said} {mistake}")
+        expect(
+            close(context, right),
+            f"{said} At that context scores and mixing cost {context * one / matrices:.2f} times as much as "
+            "the matrices. Set 6 times the weights of a block equal to its part of the other term.",
+        )
+    return "4,608 positions for GPT-2, which reads 1,024: *quadratic* tells how a cost grows, not its size."
+
+
+def compute_bound_square(answer: Answer) -> str:
+    for peak, bandwidth, size in ((80e9, 18e9, 4), (989e12, 3.35e12, 2), (80e9, 20e9, 4), (96e9, 7e9, 1)):
+        exact = 3 * size * peak / (2 * bandwidth)
+        n = number(answer(peak, bandwidth, size), "n")
+        said = f"For P={peak:.3g}, W={bandwidth:.3g} and {size} bytes a number it gives {n:g}."
+        wrong = {
+            exact / size: "Bandwidth counts bytes. How many are read for each number?",
+            exact / 3: "Only one matrix is moved. What does a product read, and what does it write?",
+            exact / 1.5: "Two factors are read. And the result?",
+            2 * exact: "A product of two numbers is followed by an addition: how many operations in all?",
+            exact
+            / 2: "Half of it: 2 operations for each of the n * n * n products, and three matrices moved.",
+            bandwidth / peak * 1.5 * size: "Upside down: the bend is at operations per byte.",
+        }
+        for value, mistake in wrong.items():
+            alike = any(close(n, each) for each in (value, math.ceil(value), math.floor(value)))
+            expect(not alike or n == math.ceil(exact), f"{said} {mistake}")
+        expect(
+            not close(n, exact) or n == int(n),
+            f"{said} That is where both limits are equal; which whole number comes next?",
+        )
+        expect(
+            n != math.floor(exact) or exact == int(exact),
+            f"{said} Just too small: at that size the memory is still the slower one. Rounded down?",
+        )
+        expect(
+            n != math.ceil(exact) + 1,
+            f"{said} One too large: is the size at which both limits are equal counted as memory-bound?",
+        )
+        expect(
+            n == math.ceil(exact),
+            f"{said} Its intensity is {2 * n / (3 * size):.1f} operations per byte, the bend lies at "
+            f"{peak / bandwidth:.1f}.",
+        )
+    return "So an H100 idles on squares that keep a CPU busy: a faster device wants larger pieces."
+
+
+def same_loss_tokens(answer: Answer) -> str:
+    here = ScalingLaw(E=1.1, A=6.0, alpha=0.25, B=900.0, beta=0.6)
+    cases = (
+        (PUBLISHED["Besiroglu et al. (2024)"], 70e9, 1.4e12, 0.5),
+        (here, 340_000, 3.2e6, 0.75),
+        (here, 340_000, 3.2e6, 3.0),
+        (here, 340_000, 3.2e8, 0.5),
+    )
+    for law, parameters, tokens, part in cases:
+        given = answer(law, parameters, tokens, part)
+        expect(
+            not isinstance(given, complex),
+            "A complex number: a fraction of a negative one to a power. What does it mean that the smaller "
+            "model is above the target however much it reads?",
+        )
+        needed = number(given, "The number of tokens")
+        left = float(law.predict(parameters, tokens)) - law.E - law.A / (part * parameters) ** law.alpha
+        said = (
+            f"With {part:g} of {parameters:,.0f} parameters and {tokens:,.0f} tokens it gives {needed:,.4g}."
+        )
+        if left <= 0:
+            expect(
+                needed == math.inf,
+                f"{said} But with endless text that model ends above the target. Test for it first.",
+            )
+            continue
+        right = (law.B / left) ** (1 / law.beta)
+        loss = float(law.predict(part * parameters, needed)) if 0 < needed < math.inf else math.inf
+        mistakes = {
+            tokens: "Then it would be as good without reading more: does the term with N stay as it was?",
+            tokens / part: "That spends the same operations. The question is about the same loss.",
+            law.B / left: "B / D is not B / D to the power beta.",
+            (law.B / left) ** law.beta: "How does one undo a power?",
+            (law.B / (left + law.E))
+            ** (1 / law.beta): "What even endless text leaves, E, is in the target too.",
+        }
+        for value, mistake in mistakes.items():
+            expect(not close(needed, value), f"{said} {mistake}")
+        expect(
+            abs(needed / right - 1) < 1e-4,
+            f"{said} The law says {loss:.4f} nats there; asked for is {law.predict(parameters, tokens):.4f}.",
+        )
+    law, parameters, tokens, part = cases[0]
+    left = float(law.predict(parameters, tokens)) - law.E - law.A / (part * parameters) ** law.alpha
+    more = (law.B / left) ** (1 / law.beta) / tokens
+    return (
+        f"Half of Chinchilla's size takes {more:.1f} times its text: {more * part:.1f} times the operations "
+        "to train, once, and half of them for every word that it ever writes."
+    )
