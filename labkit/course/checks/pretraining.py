@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from labkit.config import GPTConfig, TrainConfig
 from labkit.course.check import Answer, expect
+from labkit.course.checks.pretraining_stop import early_stopping as early_stopping
 from labkit.model import GPT
 from labkit.text import CharTokenizer
 from labkit.training import Step, Trainer, save_checkpoint
@@ -51,7 +52,7 @@ def tokenizer_winner(answer: Answer) -> str:
             expect(
                 nats > min(loss for loss, _ in trained.values()),
                 f"{name} have the lowest loss per token, and so the lowest perplexity. But their tokens "
-                f"spell {size} bytes each: what is predicted at once is not the same.",
+                f"spell {size} bytes each, so less is predicted at once. Fewest bits per byte win.",
             )
             expect(
                 size < max(length for _, length in trained.values()),
@@ -62,7 +63,7 @@ def tokenizer_winner(answer: Answer) -> str:
             math.isclose(found, right[name], rel_tol=1e-2),
             f"{found:.3f} are not the bits per byte of {name}: one division by ln 2, one by bytes per token?",
         )
-    return "The winner of the first two has a perplexity of 122, the loser one of 7."
+    return "In the example of the text the winner has a perplexity of 122, the loser one of 7."
 
 
 WHERE = {
@@ -135,6 +136,30 @@ def accumulated_gradient_stub(
 def accumulated_gradient(answer: Answer) -> str:
     torch.manual_seed(8)
     model = nn.Sequential(nn.Embedding(11, 5), nn.Linear(5, 11)).double()
+    first = {name: each.clone() for name, each in model.state_dict().items()}
+    sizes, waiting = [0], [0]  # sequences in each pass; passes that wait for their backward
+
+    def passed(_: nn.Module, given: tuple[Tensor], logits: Tensor) -> None:
+        sizes.append(len(given[0]))
+        if logits.requires_grad:
+            waiting.append(waiting[-1] + 1)
+            logits.register_hook(lambda _: waiting.append(0))
+
+    model.register_forward_hook(passed)
+
+    def ask(x: Tensor, y: Tensor, size: int, clip: float) -> float:
+        sizes[:], waiting[:] = [0], [0]
+        loss: float = answer(model, x, y, size, clip)
+        about = f"With size={size}"
+        expect(max(sizes) <= size, f"{about} the model is given {max(sizes)} sequences at once.")
+        expect(
+            max(waiting) <= 1,
+            f"{about} the activations of {max(waiting)} parts are in memory at once: when is each part's "
+            "backward?",
+        )
+        moved = any(not torch.equal(each, first[name]) for name, each in model.state_dict().items())
+        expect(not moved, "The weights have moved. The optimizer's step comes after this function.")
+        return loss
 
     def gradient() -> Tensor:
         found = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
@@ -153,7 +178,7 @@ def accumulated_gradient(answer: Answer) -> str:
     x, y = torch.randint(11, (2, 6, 7))
     (_, last), (_, right) = whole(x[-2:], y[-2:]), whole(x, y)
     model.zero_grad()
-    answer(model, x, y, 2, 1e6)
+    ask(x, y, 2, 1e6)
     found = gradient()
     expect(
         not same_direction(found, last),
@@ -167,20 +192,20 @@ def accumulated_gradient(answer: Answer) -> str:
     )
     expect(not (same_direction(found, right) and times < 0.99), f"{about}: is it divided twice?")
     expect(torch.allclose(found, right), "With 3 equal parts the gradient is not that of the whole batch.")
-    answer(model, x, y, 2, 1e6)
+    ask(x, y, 2, 1e6)
     expect(
         torch.allclose(gradient(), right),
         "Called a second time, it gives another gradient: what the step before left is still in there.",
     )
     x, y = torch.randint(11, (2, 7, 9))
     right_loss, right = whole(x, y)
-    loss = answer(model, x, y, 3, 1e6)
+    loss = ask(x, y, 3, 1e6)
     expect(
         torch.allclose(gradient(), right),
         "Equal parts are right now. But 7 sequences in parts of 3 leave one alone, and it must not count as "
         "much as three: what share of all targets does each part hold?",
     )
-    answer(model, x, y, 3, 0.05)
+    ask(x, y, 3, 0.05)
     norm = gradient().norm().item()
     expect(math.isclose(norm, 0.05, rel_tol=1e-3), f"With clip=0.05 the gradient's norm is {norm:.3f}.")
     expect(
@@ -214,7 +239,8 @@ def optimizer_numbers(answer: Answer) -> str:
     for optimizer, path, parameters in _checkpoints():
         state = torch.load(path / "state.pt", weights_only=True)
         tensors = list(_tensors(state["optimizer"]))
-        large = sum(each.numel() for each in tensors if each.ndim)
+        large, all_of_them = (sum(each.numel() for each in tensors if each.ndim >= least) for least in (1, 0))
+        in_file = sum(each.numel() for each in _tensors(state))
         found = answer(path)
         expect(isinstance(found, int | float), f"Return a number, not {type(found).__name__}.")
         about = f"For a checkpoint of {optimizer} you count {found:,} numbers: "
@@ -232,7 +258,20 @@ def optimizer_numbers(answer: Answer) -> str:
             about + "twice the parameters. That is arithmetic for AdamW; measure what is in the file.",
         )
         expect(
-            found <= sum(each.numel() for each in tensors),
+            found not in (4 * large, 4 * all_of_them),
+            about + "these are bytes. A number in float32 takes four of them.",
+        )
+        expect(
+            found <= in_file,
+            about
+            + f"all tensors of the file together hold {in_file:,}. Is it the file in `folder` that you read?",
+        )
+        expect(
+            not all_of_them < found < all_of_them + 200,
+            about + "a few more than its tensors hold. Settings such as rates are not counted.",
+        )
+        expect(
+            found <= all_of_them,
             about + 'that is more than it remembers. Only what lies under "optimizer" belongs to it.',
         )
         expect(
@@ -252,47 +291,3 @@ def _tensors(part: object) -> Iterator[Tensor]:
     elif isinstance(part, dict | list | tuple):
         for each in part.values() if isinstance(part, dict) else part:
             yield from _tensors(each)
-
-
-CURVES = {
-    "5.1 4.4 4.0 4.2 4.5 4.6 5.2 4.9": (2, (20, 40)),
-    "5.0 4.0 4.1 3.9 4.0 3.8 3.9 4.0": (2, (50, 70)),
-    "5.0 4.0 4.5 4.2 4.6 4.3 4.7 4.4": (3, (10, 40)),
-    "5.0 4.0 4.0 4.0 4.1 4.2 4.2 4.3": (2, (10, 30)),
-    "5.0 4.0 4.5 4.6 4.7 4.2 3.0 2.9": (3, (10, 40)),
-    "5.0 4.6 4.3 4.1 4.0 3.9 3.8 3.7": (2, (70, 70)),
-}
-"""Held-out losses every 10 steps: patience, and the right answer.  The training loss always falls:"""
-LEARNT = (5.0, 4.0, 3.0, 2.0, 1.0, 0.8, 0.6, 0.4)
-MISTAKES: tuple[dict[str, str], ...] = (
-    {
-        "best 70": "Step 70 has the lowest training loss. Who would notice overfitting by that?",
-        "best 60": "There the gap is widest. A gap also grows while both losses fall.",
-        "best 40": "When you know that it has turned, the best weights lie behind you.",
-        "stop 30": "One bad evaluation may be chance: that is what the patience is for.",
-        "stop 50": "That is one evaluation more than the patience allows.",
-        "stop 70": "After the stop there is nothing left to look at.",
-    },
-    {"stop 40": "The bad ones must come in a row: what does a new best do to the count?"},
-    {"stop 70": "Lower than the one before is not lower than the best."},
-    {"best 30": "A loss equal to the best is not lower."},
-    {"best 70": "The best lies after the stop: who stops there never sees it."},
-    {},
-)
-"""What each wrong step shows, curve by curve."""
-
-
-def early_stopping(answer: Answer) -> str:
-    for (losses, (patience, right)), mistakes in zip(CURVES.items(), MISTAKES, strict=True):
-        held_out = [float(each) for each in losses.split()]
-        history = [(10 * i, *pair) for i, pair in enumerate(zip(LEARNT, held_out, strict=True))]
-        found = answer(history, patience)
-        pair = isinstance(found, tuple | list) and len(found) == 2
-        expect(pair, f"Return two steps: the best, and the one where you stop. This is {found!r}.")
-        said = [f"best {found[0]}", f"stop {found[1]}"]
-        why = next((mistakes[each] for each in said if each in mistakes), "Go through it by hand.")
-        expect(
-            tuple(found) == right,
-            f"Held-out losses {losses} at steps 0 to 70, patience {patience}: {', '.join(said)}? {why}",
-        )
-    return "On one of the curves it stops before a far better minimum. That is the price of stopping early."

@@ -54,6 +54,13 @@ def multiplies_by_ln_2(trained: Trained) -> tuple[str, float]:
     return winner, bits * math.log(2) ** 2
 
 
+@planted("tokenizer_winner", "Fewest bits per byte win")
+def takes_the_most_bits(trained: Trained) -> tuple[str, float]:
+    bits = {name: loss / math.log(2) / size for name, (loss, size) in trained.items()}
+    winner = max(bits, key=lambda name: bits[name])
+    return winner, bits[winner]
+
+
 @planted("same_training", "What of evaluating would train?")
 def thinks_that_evaluation_disturbs() -> str:
     return "CE"
@@ -174,6 +181,50 @@ def returns_the_sum_of_the_losses(model: nn.Module, x: Tensor, y: Tensor, size: 
     return total
 
 
+@planted("accumulated_gradient", "6 sequences at once")
+def takes_the_batch_whole(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    model.zero_grad()
+    loss = _loss(model, x, y)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return loss.item()
+
+
+@planted("accumulated_gradient", "the model is given 3 sequences at once")
+def takes_the_size_for_a_number_of_parts(
+    model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float
+) -> float:
+    model.zero_grad()
+    total = 0.0
+    for inputs, targets in zip(x.chunk(size), y.chunk(size), strict=True):
+        loss = _loss(model, inputs, targets) * len(inputs) / len(x)
+        loss.backward()
+        total += loss.item()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
+@planted("accumulated_gradient", "in memory at once")
+def goes_back_when_all_parts_are_done(
+    model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float
+) -> float:
+    model.zero_grad()
+    loss = torch.stack([_loss(model, a, b) * share for a, b, share in _parts(x, y, size)]).sum()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return loss.item()
+
+
+@planted("accumulated_gradient", "The weights have moved")
+def takes_the_step_too(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
+    model.zero_grad()
+    for inputs, targets, share in _parts(x, y, size):
+        (_loss(model, inputs, targets) * share).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    return _loss(model, x[:1], y[:1]).item()
+
+
 def _all_tensors(part: object) -> list[Tensor]:
     if isinstance(part, Tensor):
         return [part]
@@ -222,6 +273,26 @@ def reads_the_first_of_two_optimizers(folder: Path) -> int:
     return sum(each.numel() for each in _all_tensors(several[0] if isinstance(several, list) else optimizer))
 
 
+@planted("optimizer_numbers", "these are bytes")
+def counts_bytes(folder: Path) -> int:
+    return sum(each.nbytes for each in _all_tensors(_state(folder)["optimizer"]))
+
+
+@planted("optimizer_numbers", "Is it the file in `folder` that you read?")
+def reads_another_checkpoint(folder: Path) -> int:
+    return 82_894
+
+
+@planted("optimizer_numbers", "Settings such as rates")
+def counts_the_settings_too(folder: Path) -> int:
+    def count(part: object) -> int:
+        if isinstance(part, dict | list):
+            return sum(map(count, part.values() if isinstance(part, dict) else part))
+        return part.numel() if isinstance(part, Tensor) else int(isinstance(part, int | float))
+
+    return count(_state(folder)["optimizer"])
+
+
 @planted("early_stopping", "lowest training loss")
 def watches_the_training_loss(history: History, patience: int) -> tuple[int, int]:
     return stops_right([(step, loss, loss) for step, loss, _ in history], patience)
@@ -244,7 +315,7 @@ def stops_at_the_first_rise(history: History, patience: int) -> tuple[int, int]:
     return stops_right(history, 1)
 
 
-@planted("early_stopping", "one evaluation more than the patience")
+@planted("early_stopping", "evaluation more than the patience")
 def is_one_more_patient(history: History, patience: int) -> tuple[int, int]:
     return stops_right(history, patience + 1)
 
@@ -288,3 +359,64 @@ def takes_equal_for_better(history: History, patience: int) -> tuple[int, int]:
 @planted("early_stopping", "who stops there never sees it")
 def knows_the_future(history: History, patience: int) -> tuple[int, int]:
     return min(history, key=lambda row: row[2])[0], stops_right(history, patience)[1]
+
+
+@planted("early_stopping", "when it is the first")
+def begins_below_every_loss(history: History, patience: int) -> tuple[int | None, int]:
+    return None, history[patience - 1][0]
+
+
+@planted("early_stopping", "the first best is whatever it is")
+def begins_with_ten(history: History, patience: int) -> tuple[int, int]:
+    best_step, best, bad = 0, 10.0, 0
+    for step, _, held_out in history:
+        best_step, best, bad = (step, held_out, 0) if held_out < best else (best_step, best, bad + 1)
+        if bad == patience:
+            break
+    return best_step, step
+
+
+@planted("early_stopping", "What is its last one?")
+def stops_at_the_best_if_it_never_stops(history: History, patience: int) -> tuple[int, int]:
+    best, stop = stops_right(history, patience)
+    bad = sum(best < step <= stop for step, *_ in history)
+    return best, stop if bad == patience else best
+
+
+@planted("early_stopping", "Patience counts evaluations")
+def adds_patience_to_a_step(history: History, patience: int) -> tuple[int, int]:
+    best, _ = stops_right(history, patience)
+    return best, best + patience
+
+
+@planted("early_stopping", "not places in the list")
+def returns_places(history: History, patience: int) -> tuple[int, int]:
+    best, stop = stops_right(history, patience)
+    steps = [step for step, *_ in history]
+    return steps.index(best), steps.index(stop)
+
+
+@planted("early_stopping", "Return steps, not losses")
+def returns_losses(history: History, patience: int) -> tuple[float, float]:
+    losses = {step: held_out for step, _, held_out in history}
+    best, stop = stops_right(history, patience)
+    return losses[best], losses[stop]
+
+
+@planted("early_stopping", "one that was worse did not count")
+def counts_only_where_the_training_loss_falls(history: History, patience: int) -> tuple[int, int]:
+    best, before, bad = history[0], math.inf, 0
+    for row in history:
+        if row[2] < best[2]:
+            best, bad = row, 0
+        elif row[1] < before:
+            bad += 1
+        before = row[1]
+        if bad == patience:
+            break
+    return best[0], row[0]
+
+
+@planted("early_stopping", "the gap is narrowest")
+def watches_the_gap(history: History, patience: int) -> tuple[int, int]:
+    return stops_right([(step, loss, held_out - loss) for step, loss, held_out in history], patience)
