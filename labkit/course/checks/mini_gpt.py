@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from labkit import GPT, GPTConfig
 from labkit.course.check import Answer, expect
+from labkit.course.checks.mini_gpt_context import context_race as context_race
+from labkit.course.checks.mini_gpt_context import is_number
 
 
 def loaded_die(answer: Answer) -> str:
     given = answer()
     expect(
-        isinstance(given, Sequence | Tensor) and not isinstance(given, str) and len(given) == 3,
+        isinstance(given, Sequence | Tensor | np.ndarray) and not isinstance(given, str) and len(given) == 3,
         "Return three numbers, a perplexity for each of the three cases.",
     )
-    expect(all(map(_is_number, given)), "Each of the three answers must be a number.")
+    expect(all(map(is_number, given)), "Each of the three answers must be a number.")
     right, fair, misled = (float(each) for each in given)
     entropy = 0.5 * math.log(2) + 0.5 * math.log(10)  # of the loaded die, in nats
     for unit, nats in (("nats", 1.0), ("bits", math.log(2))):
         in_unit = _close(right, entropy / nats) or _close(fair, math.log(6) / nats)
         expect(not in_unit, f"Those are losses in {unit}: how does a perplexity come from a loss?")
+    expect(
+        min(right, fair, misled) >= 1,
+        f"No perplexity is below 1, and here is {min(right, fair, misled):.2f}: is a sign wrong, or a "
+        "fraction upside down?",
+    )
     expect(
         _close(fair, 6),
         f"Case 2: {fair:.2f}. This model gives every face the same probability, so its loss is the same "
@@ -65,9 +72,9 @@ def loaded_die(answer: Answer) -> str:
 
 
 def gpt_parameters(answer: Answer) -> str:
-    for vocab_size, context_length, d, n_layers in ((11, 7, 6, 3), (5, 13, 4, 2), (50257, 1024, 768, 12)):
+    for vocab_size, context_length, d, n_layers in ((11, 17, 6, 3), (5, 13, 4, 2), (50257, 1024, 768, 12)):
         given = answer(vocab_size, context_length, d, n_layers)
-        expect(_is_number(given), "Return one number.")
+        expect(is_number(given), "Return one number.")
         true = 124_439_808 if d == 768 else _built(vocab_size, context_length, d, n_layers)
         off = round(float(given)) - true
         likely = _forgotten(vocab_size, context_length, d, n_layers).get(off)
@@ -96,9 +103,14 @@ def _forgotten(vocab_size: int, context_length: int, d: int, n_layers: int) -> d
         -2 * d: "the last norm, between the blocks and the output",
         -d: "one of the vectors of the last norm: it scales and it shifts",
         -n_layers * 9 * d: "the biases: every linear layer of a block has one for each feature it writes",
-        -n_layers * 4 * d: "the norms inside the blocks: each has two vectors",
+        -n_layers * 5 * d: "the biases of the MLP: its first layer writes 4 d features, its second d",
+        n_layers * 3 * d: "a bias too long: the second layer of the MLP writes d features, not 4 d",
+        -n_layers * 4 * d: "4 d in each block: the biases of attention are as many, and so are its two norms",
+        -n_layers * 2 * d: "2 d in each block: it has two norms, and each has two vectors",
+        -(n_layers * 2 + 1) * d: "half of all the norms: each scales and shifts",
         -n_layers * 4 * d - 2 * d: "all the norms: each has two vectors",
         -n_layers * d * d: "an attention matrix: queries, keys, values, and one for the output",
+        -n_layers * (d * d + d): "a layer of attention: queries, keys, values, and one for the output",
         vocab_size: "a bias of the output layer: it has none here",
     }
 
@@ -164,7 +176,8 @@ def reheat(answer: Answer) -> str:
         given = answer(probabilities, temperature)
         expect(isinstance(given, Tensor) and given.is_floating_point(), "Return a tensor of probabilities.")
         expect(given.shape == (3, 7), f"The shape (3, 7) became {tuple(given.shape)}: keep each place.")
-        expect(not given.isnan().any(), "There is a NaN where the probability was 0: what is 0 times -inf?")
+        expect(not given.isnan().any(), "There is a NaN. The logarithm of 0 is -inf: what is 0 times -inf?")
+        expect(not (given < 0).any(), "No probability is negative: are these still logarithms?")
         if temperature != 1:
             _reheat_mistakes(given, probabilities, temperature)
         expect(
@@ -173,7 +186,8 @@ def reheat(answer: Answer) -> str:
         )
         expect(
             not given[probabilities == 0].any(),
-            "A token of probability 0 came back: was a small number added before the logarithm?",
+            "A token of probability 0 came back: was a small number added before the logarithm, or "
+            "its -inf replaced?",
         )
         powers = probabilities.pow(1 / temperature)
         expect(
@@ -190,9 +204,14 @@ def _reheat_mistakes(given: Tensor, probabilities: Tensor, temperature: float) -
 
     divided = probabilities / temperature
     expect(
-        not is_one_of(divided, probabilities),
+        not is_one_of(divided),
         "You divided the probabilities by the temperature, after the softmax: all of them alike, so that "
         "nothing but their sum changes.",
+    )
+    expect(
+        not is_one_of(probabilities),
+        f"At temperature {temperature} they are what they were. If you divided them all, the sum took it "
+        "out again.",
     )
     expect(
         not is_one_of(divided.softmax(-1)),
@@ -203,78 +222,12 @@ def _reheat_mistakes(given: Tensor, probabilities: Tensor, temperature: float) -
         not is_one_of(flipped, flipped / flipped.sum(-1, keepdim=True)),
         f"Temperature {temperature} works the wrong way: below 1 the likeliest token should gain.",
     )
-
-
-def context_race(answer: Answer) -> str:
-    vocab, steps, short, long = 7, 25, 1, 12
-    train, held_out = _lagged(3000, vocab), _lagged(700, vocab)
-    rows = _race(answer(train, held_out, vocab, (short, long), steps), short, long)
-    shown, losses = ({context: row[part] for context, row in rows.items()} for part in (0, 1))
-    expect(
-        shown[short] == shown[long],
-        f"By your own account context {short} was shown {shown[short]:,.0f} tokens and context {long} "
-        f"{shown[long]:,.0f}: the one that read more may be ahead for that alone.",
-    )
-    expect(
-        shown[long] == 384 * steps,
-        f"Each was shown {shown[long]:,.0f} tokens, and {steps} steps of 384 are {384 * steps:,}.",
-    )
-    blind = math.log(vocab)
-    expect(
-        max(losses.values()) < 1.25 * blind,
-        f"{max(losses.values()):.2f} is far above ln {vocab} = {blind:.2f}, which a blind guess costs: is it "
-        "a perplexity, or in bits?",
-    )
-    text = "On a text in which each token hangs on the one two places back,"
-    expect(
-        losses[short] > blind - 0.1,
-        f"{text} a model that sees one token knows nothing. Yours got {losses[short]:.2f}, below "
-        f"ln {vocab} = {blind:.2f}: does it see more than one?",
-    )
-    expect(
-        losses[long] < losses[short] - 0.2,
-        f"{text} more context did not help: are these the losses of trained models?",
-    )
-    noise = torch.randint(vocab, (700,))
-    unseen = _race(answer(train, noise, vocab, (long,), steps), long)[long][1]
-    expect(
-        unseen > blind - 0.1,
-        f"On held-out ids that are pure noise you report {unseen:.2f}, and nobody gets below ln {vocab} = "
-        f"{blind:.2f} there: is it the loss on the training text?",
-    )
-    alone = _race(answer(train, held_out, vocab, (long,), steps), long)[long][1]
-    expect(
-        abs(alone - losses[long]) < 5e-3,
-        f"Context {long} gets {losses[long]:.3f} when it comes second and {alone:.3f} when it runs alone: "
-        "does each model begin from the same seed?",
-    )
-    return "Mind one thing more: a short window has a larger share of places that have seen next to nothing."
-
-
-def _lagged(length: int, vocab: int) -> Tensor:
-    """Ids of which nine in ten repeat the one two places back; the others are drawn at random."""
-    ids = torch.randint(vocab, (length,)).tolist()
-    for place, repeats in enumerate((torch.rand(length) < 0.9).tolist()):
-        if repeats and place > 1:
-            ids[place] = ids[place - 2]
-    return torch.tensor(ids)
-
-
-def _race(rows: Any, *contexts: int) -> dict[int, tuple[float, float]]:
-    expect(
-        isinstance(rows, dict) and set(rows) == set(contexts),
-        f"Asked for the contexts {contexts}, return a dict with just these as keys.",
-    )
-    for row in rows.values():
-        pair = isinstance(row, tuple | list) and len(row) == 2 and all(map(_is_number, row))
-        expect(pair, "Each value must be two numbers: (tokens shown, held-out loss).")
-    return {context: (float(shown), float(loss)) for context, (shown, loss) in rows.items()}
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.numel() == 1
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    for base in (2, 10):
+        powers = probabilities.pow(1 / (temperature * math.log(base)))
+        expect(
+            not is_one_of(powers / powers.sum(-1, keepdim=True)),
+            f"A softmax raises e to its logits, and you took the logarithm to base {base}.",
+        )
 
 
 def _close(value: float, other: float) -> bool:

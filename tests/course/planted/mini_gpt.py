@@ -26,6 +26,11 @@ def gives_the_losses_in_bits() -> tuple[float, float, float]:
     return 2.161, 2.585, 2.935
 
 
+@planted("loaded_die", "No perplexity is below 1")
+def turns_them_upside_down() -> tuple[float, float, float]:
+    return 1 / math.sqrt(20), 1 / 6, 0.13
+
+
 @planted("loaded_die", "averaged 1/p over the throws")
 def averages_one_over_p() -> tuple[float, float, float]:
     return 0.5 * 2 + 0.5 * 10, 6, 1 / 6 * 2 + 5 / 6 * 10
@@ -86,6 +91,36 @@ def forgets_the_output_projection(v: int, t: int, d: int, n: int) -> int:
     return _count(v, t, d, n) - n * d * d
 
 
+@planted("gpt_parameters", "the biases of the MLP")
+def forgets_the_biases_of_the_mlp(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) - n * 5 * d
+
+
+@planted("gpt_parameters", "a bias too long")
+def gives_both_layers_of_the_mlp_a_bias_of_4d(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) + n * 3 * d
+
+
+@planted("gpt_parameters", "the biases of attention are as many")
+def forgets_the_biases_of_attention(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) - n * 4 * d
+
+
+@planted("gpt_parameters", "it has two norms")
+def one_norm_in_a_block(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n, norms=1)
+
+
+@planted("gpt_parameters", "half of all the norms")
+def norms_that_only_scale(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n, norms=1, last=1)
+
+
+@planted("gpt_parameters", "a layer of attention")
+def forgets_the_output_layer_of_attention(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) - n * (d * d + d)
+
+
 @planted("gpt_parameters", "Which tensors does one block hold, of which")
 def an_mlp_of_width_d(v: int, t: int, d: int, n: int) -> int:
     return _count(v, t, d, n) - n * (6 * d * d + 3 * d)
@@ -138,7 +173,7 @@ def divides_the_probabilities(probabilities: Tensor, temperature: float) -> Tens
     return probabilities / temperature
 
 
-@planted("reheat", "nothing but their sum changes")
+@planted("reheat", "the sum took it out again")
 def divides_and_normalises(probabilities: Tensor, temperature: float) -> Tensor:
     divided = probabilities / temperature
     return divided / divided.sum(-1, keepdim=True)
@@ -147,6 +182,16 @@ def divides_and_normalises(probabilities: Tensor, temperature: float) -> Tensor:
 @planted("reheat", "a softmax of probabilities")
 def softmax_twice(probabilities: Tensor, temperature: float) -> Tensor:
     return (probabilities / temperature).softmax(-1)
+
+
+@planted("reheat", "are these still logarithms")
+def returns_logarithms(probabilities: Tensor, temperature: float) -> Tensor:
+    return (probabilities.log() / temperature).log_softmax(-1)
+
+
+@planted("reheat", "logarithm to base 2")
+def takes_the_logarithm_to_base_2(probabilities: Tensor, temperature: float) -> Tensor:
+    return (probabilities.log2() / temperature).softmax(-1)
 
 
 @planted("reheat", "the wrong way")
@@ -209,6 +254,26 @@ def reports_the_training_loss(
         model, events = _trained(train_ids, vocab_size, context, steps, 384 // context)
         rows[context] = (events[-1].tokens, _loss(model, train_ids))
     return rows
+
+
+@planted("context_race", "were all of its tokens judged")
+def judges_the_first_windows(
+    train_ids: Tensor, val_ids: Tensor, vocab_size: int, contexts: Iterable[int], steps: int
+) -> Rows:
+    rows = {}
+    for context in contexts:
+        torch.manual_seed(0)
+        model, events = _trained(train_ids, vocab_size, context, steps, 384 // context)
+        some = next(WindowDataset(val_ids, context).batches(128, limit=128))
+        rows[context] = (events[-1].tokens, evaluate_loss(model, *some))
+    return rows
+
+
+@planted("context_race", "the tokens shown come first")
+def turns_the_pair_around(
+    train_ids: Tensor, val_ids: Tensor, vocab_size: int, contexts: Sequence[int], steps: int
+) -> Rows:
+    return dict.fromkeys(contexts, (1.5, 384 * steps))
 
 
 @planted("context_race", "is it a perplexity")
