@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from labkit.course.check import Answer, expect
+from labkit.course.checks.experiments_luck import false_discoveries as false_discoveries
+from labkit.course.checks.experiments_luck import number
+from labkit.course.checks.experiments_luck import seeds_needed as seeds_needed
 
 _CLAIMS = {
     "B": "B: compare the steps of the two runs. What else was doubled along with the overlap?",
@@ -21,17 +23,8 @@ _CLAIMS = {
 }
 
 
-def _number(value: Any, what: str) -> float:
-    expect(
-        isinstance(value, int | float | np.number) and not isinstance(value, bool),
-        f"{what} is a {type(value).__name__}, not a number.",
-    )
-    expect(math.isfinite(value), f"{what} is {value}.")
-    return float(value)
-
-
 def epoch_steps(answer: Answer) -> str:
-    steps = _number(answer(163_841, 64, 32), "The number of steps")
+    steps = number(answer(163_841, 64, 32), "The number of steps")
     expect(
         steps != 2560,
         "2,560 is how many windows there are. How many of them does a step read?",
@@ -42,10 +35,15 @@ def epoch_steps(answer: Answer) -> str:
         "a step reads holds many tokens.",
     )
     expect(steps == int(steps), f"{steps} is no whole number: can a step be done in part?")
-    short = answer(23, 5, 4)
     expect(
-        short != 2,
-        "For 23 tokens in windows of 5, a window that is not full was counted; such a rest is dropped.",
+        steps != 79,
+        "79 steps come out if a window uses up `context + 1` tokens. The last target of a window is the "
+        "first input of the next one.",
+    )
+    expect(
+        answer(23, 5, 4) != 2,
+        "23 tokens make 4 full windows of 5, which are one step of 4, and not 2 steps. Either a window that "
+        "is not full was counted (such a rest is dropped), or a step was added that has no window to read.",
     )
     expect(
         answer(64 * 29, 64, 7) != 5,
@@ -56,6 +54,11 @@ def epoch_steps(answer: Answer) -> str:
         answer(1000, 7, 5) != 28,
         "142 windows, 5 a step, came out as 28 steps: the 2 windows that are left over are a (smaller) "
         "step too.",
+    )
+    broken = answer(1000, 7, 5)
+    expect(
+        broken == int(broken),
+        f"142 windows, 5 a step, came out as {broken:g} steps: can a step be done in part?",
     )
     cases = {(163_841, 64, 32): 80, (163_841, 64, 16): 160, (1000, 7, 5): 29, (23, 5, 4): 1, (1856, 64, 7): 4}
     for case, right in cases.items():
@@ -73,7 +76,7 @@ def best_per_byte(answer: Answer) -> str:
         isinstance(given, tuple | list) and len(given) == 2 and isinstance(given[0], str),
         "Return two things: the name of the better model, and its bits per byte.",
     )
-    bits = _number(given[1], "The number of bits")
+    bits = number(given[1], "The number of bits")
     expect(
         given[0] == "words",
         "Perplexity 4 on 18 tokens was called better than perplexity 32 on 6. How probable does each of "
@@ -92,6 +95,10 @@ def best_per_byte(answer: Answer) -> str:
     expect(
         not math.isclose(bits, 5.0, rel_tol=1e-3),
         f"{bits:.3f} is counted per token. Which length of the text does no tokenizer change?",
+    )
+    expect(
+        not math.isclose(bits, right * len(text), rel_tol=1e-3),
+        f"{bits:.1f} bits are what the whole text takes. How many are that per byte?",
     )
     accents = "Où est l'été? – Là-bas, très loin."
     models = {"pieces": (50.0, 11), "letters": (9.0, len(accents))}
@@ -131,56 +138,6 @@ def fair_claims(answer: Answer) -> str:
     return "Both say what was measured, for which training, and no word on why."
 
 
-def _simulated(recipes: int, seeds: int) -> dict[str, float]:
-    """The share, and what comes out with the usual mistakes."""
-    rng = np.random.default_rng(8)
-    baseline, others = rng.normal(size=(40_000, seeds)), rng.normal(size=(40_000, recipes))
-    mean, spread = baseline.mean(axis=1), np.ptp(baseline, axis=1)
-    best = others.min(axis=1)
-    return {
-        "right": float((best < mean - spread).mean()),
-        "each": float((others < (mean - spread)[:, None]).mean()),
-        "worst": float((others.max(axis=1) < mean - spread).mean()),
-        "one seed": float((best < baseline[:, 0] - spread).mean()),
-        "deviation": float((best < mean - baseline.std(axis=1, ddof=1)).mean()),
-        "deviation of all": float((best < mean - baseline.std(axis=1)).mean()),
-        "no spread": float((best < mean).mean()),
-        "lowest": float((best < baseline.min(axis=1)).mean()),
-        "own spread": float((best < mean - np.ptp(others, axis=1)).mean()),
-    }
-
-
-def false_discoveries(answer: Answer) -> str:
-    cases = ((15, 3), (1, 3), (4, 5))
-    shares = [_number(answer(*case, 4000, np.random.default_rng(3)), "The share") for case in cases]
-    expect(
-        all(0 <= share <= 1 for share in shares),
-        f"A share lies between 0 and 1, and {shares[0]:g} does not: counted, but not divided?",
-    )
-    known = [_simulated(*case) for case in cases]
-    deviation = "That is too often: the spread is the largest minus the smallest, not a standard deviation."
-    said = {
-        "each": "That is the share of all single recipes. Of each sweep only its best one is announced.",
-        "worst": "The winner is the one with the lowest loss: was the highest taken?",
-        "one seed": "The baseline has three seeds: it is their mean that the winner has to beat.",
-        "deviation": deviation,
-        "deviation of all": deviation,
-        "no spread": "The winner is nearly always below the mean. Is it below by more than the spread?",
-        "lowest": "Below the best of the baseline's seeds is not yet below their mean by the whole spread.",
-        "own spread": "Whose spread? What chance does is measured on the runs of the baseline.",
-    }
-    for mistake, message in said.items():
-        alike = all(abs(share - each[mistake]) < 0.025 for share, each in zip(shares, known, strict=True))
-        expect(not alike, f"{shares[0]:.0%} of the sweeps. {message}")
-    for (recipes, seeds), share, each in zip(cases, shares, known, strict=True):
-        expect(
-            abs(share - each["right"]) < 0.035,
-            f"With {recipes} other recipes and {seeds} seeds of the baseline it gives {share:.0%}, and a "
-            "simulation of our own does not. Are both numbers used where they belong?",
-        )
-    return "Every second sweep like this announces a winner, although there is none."
-
-
 def repair_permutation_test_stub(
     one: Sequence[float], other: Sequence[float], shuffles: int, rng: np.random.Generator
 ) -> float:
@@ -207,7 +164,7 @@ def _exact(one: Sequence[float], other: Sequence[float]) -> float:
 
 def repair_permutation_test(answer: Answer) -> str:
     def p(one: Sequence[float], other: Sequence[float], shuffles: int = 1500) -> float:
-        value = _number(answer(one, other, shuffles, np.random.default_rng(5)), "p")
+        value = number(answer(one, other, shuffles, np.random.default_rng(5)), "p")
         expect(0 <= value <= 1, f"p is a share, and {value:g} is not between 0 and 1.")
         return value
 
@@ -255,46 +212,3 @@ def repair_permutation_test(answer: Answer) -> str:
             f"{value:.2f}. Do both hands keep their sizes?",
         )
     return "Now it works for ten seeds a side, where nobody deals out all 184,756 hands."
-
-
-def seeds_needed(answer: Answer) -> str:
-    losses, effect = [2.50, 2.53, 2.59, 2.55], 0.031
-    needed = _number(answer(losses, effect), "The number of seeds")
-    expect(needed > 0, f"{needed:g} seeds? A lower loss is an effect as well: its sign does not matter.")
-    sigma = float(np.std(losses, ddof=1))
-    ratio = 3 * sigma / effect
-    expect(
-        not math.isclose(needed, 2 * ratio**2, rel_tol=1e-6),
-        f"{needed:.2f} is no number of runs: round so that it is surely enough.",
-    )
-    expect(needed == int(needed), f"{needed} is no whole number.")
-    wrong = {
-        math.floor(2 * ratio**2): "With so few the effect is a little too small: round to the other side.",
-        math.ceil(ratio**2): "Half of what it takes: both means are off by luck, not one alone.",
-        math.ceil(
-            2 * (3 * float(np.std(losses)) / effect) ** 2
-        ): "Too few: the deviation was taken over n, which "
-        "is too small for few runs. The lesson's has `ddof=1`.",
-        math.ceil(
-            2 * (3 * float(np.ptp(losses)) / effect) ** 2
-        ): "Too many: the largest minus the smallest is not the standard deviation.",
-        math.ceil(
-            math.sqrt(2) * ratio
-        ): "Too few: the standard deviation of a mean falls with the root of n.",
-        math.ceil(2 * (sigma / effect) ** 2): "With so few the effect is one standard deviation, not three.",
-    }
-    if needed in wrong and needed != math.ceil(2 * ratio**2):
-        expect(False, f"{needed:.0f} seeds. {wrong[int(needed)]}")
-    for runs, size in (
-        ([2.50, 2.53, 2.59, 2.55], 0.031),
-        ([1.02, 1.00, 1.05], -0.02),
-        ([6.5, 6.6, 6.56], 0.4),
-    ):
-        right = math.ceil(2 * (3 * float(np.std(runs, ddof=1)) / size) ** 2)
-        given = answer(runs, size)
-        expect(
-            given == right,
-            f"For {runs} and an effect of {size:g} it gives {given}. Put it into sd(Δ): is the effect "
-            "three times as large, and with one seed fewer no longer?",
-        )
-    return "Half the effect takes four times the seeds. Now ask it about the single head of your own sweep."

@@ -38,6 +38,21 @@ def keeps_the_ragged_window(tokens: int, context: int, batch_size: int) -> int:
     return math.ceil(math.ceil((tokens - 1) / context) / batch_size)
 
 
+@planted("epoch_steps", "a step was added that has no window")
+def adds_a_step_always(tokens: int, context: int, batch_size: int) -> int:
+    return (tokens - 1) // context // batch_size + 1
+
+
+@planted("epoch_steps", "first input of the next one")
+def uses_up_the_last_target(tokens: int, context: int, batch_size: int) -> int:
+    return math.ceil(tokens // (context + 1) / batch_size)
+
+
+@planted("epoch_steps", "28.4 steps")
+def leaves_a_part_of_a_step(tokens: int, context: int, batch_size: int) -> float:
+    return (tokens - 1) // context / batch_size
+
+
 @planted("epoch_steps", "left over are a (smaller) step too")
 def drops_the_last_batch(tokens: int, context: int, batch_size: int) -> int:
     return (tokens - 1) // context // batch_size
@@ -71,6 +86,13 @@ def bits_per_token(models: Models, text: str) -> tuple[str, float]:
     bits = _bits(models, text)
     name = min(bits, key=lambda name: bits[name])
     return name, math.log2(models[name][0])
+
+
+@planted("best_per_byte", "what the whole text takes")
+def bits_of_the_whole_text(models: Models, text: str) -> tuple[str, float]:
+    bits = _bits(models, text)
+    name = min(bits, key=lambda name: bits[name])
+    return name, bits[name] * len(text.encode())
 
 
 @planted("best_per_byte", "how many bytes does an é take")
@@ -167,6 +189,25 @@ def forgets_the_spread(recipes: int, seeds: int, sweeps: int, rng: np.random.Gen
 def takes_the_spread_of_the_others(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
     baseline, others = _runs(recipes, seeds, sweeps, rng)
     return float((others.min(axis=1) < baseline.mean(axis=1) - np.ptp(others, axis=1)).mean())
+
+
+@planted("false_discoveries", "only a lower one is announced")
+def announces_what_is_worse(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
+    baseline, others = _runs(recipes, seeds, sweeps, rng)
+    farthest = abs(others - baseline.mean(axis=1, keepdims=True)).max(axis=1)
+    return float((farthest > np.ptp(baseline, axis=1)).mean())
+
+
+@planted("false_discoveries", "only a lower one is announced")
+def takes_the_distance_of_the_best(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
+    baseline, others = _runs(recipes, seeds, sweeps, rng)
+    return float((abs(others.min(axis=1) - baseline.mean(axis=1)) > np.ptp(baseline, axis=1)).mean())
+
+
+@planted("false_discoveries", "over all sweeps at once")
+def takes_one_spread_for_all_sweeps(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
+    baseline, others = _runs(recipes, seeds, sweeps, rng)
+    return float((others.min(axis=1) < baseline.mean(axis=1) - np.ptp(baseline)).mean())
 
 
 @planted("false_discoveries", "Are both numbers used")
@@ -277,3 +318,18 @@ def leaves_it_unrounded(losses: Losses, effect: float) -> float:
 @planted("seeds_needed", "one standard deviation, not three")
 def asks_for_one_deviation(losses: Losses, effect: float) -> int:
     return math.ceil(2 * (float(np.std(losses, ddof=1)) / effect) ** 2)
+
+
+@planted("seeds_needed", "Square both sides")
+def solves_without_squaring(losses: Losses, effect: float) -> int:
+    return math.ceil(2 * 3 * float(np.std(losses, ddof=1)) / abs(effect))
+
+
+@planted("seeds_needed", "squared along with it")
+def leaves_the_three_outside(losses: Losses, effect: float) -> int:
+    return math.ceil(2 * 3 * (float(np.std(losses, ddof=1)) / effect) ** 2)
+
+
+@planted("seeds_needed", "How many does each side need")
+def adds_both_sides(losses: Losses, effect: float) -> int:
+    return 2 * _needed(float(np.std(losses, ddof=1)), effect)
