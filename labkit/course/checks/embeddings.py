@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
-from torch import Tensor
 
 from labkit.course.check import Answer, expect
+from labkit.course.checks.embeddings_turning import move_by_turning as move_by_turning
 from labkit.model import LearnedPositions, SinusoidalPositions
 from labkit.text import GPT2Tokenizer, WindowDataset
 
@@ -28,6 +28,11 @@ def expensive_text(answer: Answer) -> str:
         f"{cost}. Its characters have {widest} byte{'s' if widest > 1 else ''} at most, and no token is "
         "shorter than a byte. How many bytes does a character need at least?",
     )
+    narrow = min(text, key=lambda character: len(character.encode()))
+    expect(
+        share >= 3 or len(narrow.encode()) >= 3,
+        f"{cost}. {narrow!r} has too few bytes to cost three tokens. What does the text cost without such?",
+    )
     expect(
         share >= 3,
         f"{cost}. There are enough bytes, but GPT-2 has merges for some of them: it has met these "
@@ -42,6 +47,7 @@ def decode(answer: Answer) -> str:
     expect(not isinstance(text, bytes), "These are bytes: how do they become a text?")
     expect(isinstance(text, str), f"It returns {type(text).__name__}, not a text.")
     expect(not text.startswith(("b'", 'b"', "[")), "That is how Python prints bytes, not what they spell.")
+    expect(len(text) < 99, f"Four ids give {len(text)} characters. Which of all the pieces do the ids name?")
     expect(text == "caff", f"The bytes of 'caff' give {text!r}: are the pieces joined in order, unspaced?")
     text = answer([256, 256, 258, 110], pieces)
     expect(
@@ -69,6 +75,8 @@ def decode(answer: Answer) -> str:
     )
     expect("\\" not in cut, f"Two bytes of four give {cut!r}: a reader should see one sign for unreadable.")
     expect(cut == "�", f"Two bytes of four give {cut!r} instead of the sign for what cannot be read.")
+    cut = answer(list("no🙂".encode()[:4]), pieces)
+    expect(cut == "no�", f"'no' and two bytes of four give {cut!r}: what was whole is to be seen as well.")
     expect(answer([], pieces) == "", "No ids give some text.")
     return "A program that shows a model's text while it is written must wait for whole characters, too."
 
@@ -76,6 +84,7 @@ def decode(answer: Answer) -> str:
 def window_count(answer: Answer) -> str:
     def count(n_ids: int, context_length: int, stride: int) -> float:
         given = answer(n_ids, context_length, stride)
+        given = given.item() if hasattr(given, "item") else given  # numbers of numpy and torch
         expect(
             isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given),
             f"It returns {given!r}, not a number.",
@@ -97,12 +106,18 @@ def window_count(answer: Answer) -> str:
         "For 18 ids, context 6 and stride 6 it gives 3. The third input would end with the last id: what "
         "is its target?",
     )
-    for case in ((1000, 64, 16), (18, 6, 6), (20, 6, 4), (65, 64, 1), (977, 31, 7), (5, 3, 9)):
+    small = list(product(range(7, 20), (3, 6), (1, 2, 4, 9)))
+    for case in ((1000, 64, 16), (18, 6, 6), (20, 6, 4), (65, 64, 1), (977, 31, 7), *small):
         right = len(WindowDataset(torch.arange(case[0]), *case[1:]))
         given = count(*case)
         expect(given == right, f"For ids, context, stride = {case} it gives {given:.0f}. Draw it.")
     short = count(2, 20, 3)
     expect(short == 0, f"2 ids are too short for a context of 20, but it gives {short:.0f} windows.")
+    short = count(6, 6, 4)
+    expect(
+        short == 0,
+        f"6 ids hold an input of 6 and no target, but it gives {short:.0f}. Which way is it rounded?",
+    )
     return "WindowDataset computes its length in the same way; it never lists the windows."
 
 
@@ -123,8 +138,7 @@ def _shares(d_model: int, exponent: int = 2) -> list[float]:
 
 def wider_model(answer: Answer) -> str:
     given = answer()
-    if isinstance(given, Tensor):
-        given = given.tolist()
+    given = given.tolist() if hasattr(given, "tolist") else given  # of numpy and torch
     expect(isinstance(given, Sequence) and not isinstance(given, str), "Return four shares, in a list.")
     expect(len(given) == 4, f"It returns {len(given)} numbers, not four.")
     expect(
@@ -236,59 +250,3 @@ def _in_order(word: str, merges: Sequence[tuple[int, int]]) -> list[int]:
             place = pairs.index(pair)
             ids[place : place + 2] = [new_id]
     return ids
-
-
-def _turned(rows: Tensor, angles: Tensor) -> Tensor:
-    """Pairs (sine, cosine) of neighbouring features, moved on by these angles."""
-    sine, cosine = rows.unflatten(-1, (-1, 2)).unbind(-1)
-    on = sine * angles.cos() + cosine * angles.sin(), cosine * angles.cos() - sine * angles.sin()
-    return torch.stack(on, dim=-1).flatten(-2)
-
-
-def move_by_turning(answer: Answer) -> str:
-    table, places = SinusoidalPositions(40, 12)(40), torch.tensor([13, 9, 8, 21, 30])
-    rows = table[places]  # in no order, so that nothing can be read off the neighbours
-
-    def like(moved: Tensor, other: Tensor) -> bool:
-        return torch.allclose(moved, other, atol=1e-4)
-
-    moved, unmoved = answer(rows, 7), answer(rows, 0)
-    for each in (moved, unmoved):
-        expect(isinstance(each, Tensor), f"It returns {type(each).__name__}, not a tensor.")
-        expect(each.shape == rows.shape, f"Rows {tuple(rows.shape)} become {tuple(each.shape)}.")
-        expect(each.is_floating_point(), f"It returns numbers of type {each.dtype}.")
-    moved, unmoved = moved.float(), unmoved.float()
-    swapped = rows.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    expect(not like(unmoved, swapped), "Sine and cosine have changed places: which features are even?")
-    expect(like(unmoved, rows), "Moved by 0 places the rows are others. What are sine and cosine of 0?")
-    expect(not like(moved, rows), "Nothing has moved.")
-    expect(not like(moved, table[places + 1]), "It moves by one place, whatever k is.")
-    expect(
-        not like(moved, rows.roll(-7, 0)),
-        "The rows changed their order. Each row is to be turned by itself: its neighbour may be anybody.",
-    )
-    expect(
-        not like(moved, table[places - 7]),
-        "It goes k places back instead of on: which of the two sines has the minus sign?",
-    )
-    omega = 10000 ** (-torch.arange(0, 12, 2) / 12)
-    expect(
-        not like(moved, _turned(rows, torch.deg2rad(7 * omega))),
-        "It turns far too little: sin and cos take radians, and k times omega are radians.",
-    )
-    lengths = moved.unflatten(-1, (-1, 2)).norm(dim=-1)
-    expect(
-        like(lengths, torch.ones(5, 6)),
-        "Some pairs have changed their length, and a turn keeps it. Is a sign wrong, or was a sine "
-        "overwritten before it was used? And which two features are a pair?",
-    )
-    right = table[places + 7]
-    expect(
-        like(moved, right) or not like(moved[:, :2], right[:, :2]),
-        "The first pair is right and others are not: each pair has an angle of its own.",
-    )
-    expect(like(moved, right), "These are turns, but not by k times omega. What is omega of the first pair?")
-    short = SinusoidalPositions(9, 6)(9)
-    expect(like(answer(short[4:6], 3), short[7:9]), "Right with 12 features and wrong with 6: is d fixed?")
-    expect(like(answer(short[4:6], -3), short[1:3]), "It does not go back when k is negative.")
-    return "RoPE, in lesson 07, turns queries and keys in just this way."

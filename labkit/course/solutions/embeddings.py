@@ -13,8 +13,8 @@ def expensive_text() -> str:
     """Egyptian hieroglyphs: four bytes each, and GPT-2 has no merge for any of them.
 
     So each costs four tokens, one per byte, which is as much as a character can cost. Three tokens per
-    character are common: Georgian, Amharic, runes and many emoji. Chinese and Hindi have three bytes per
-    character too, but were frequent enough for some merges.
+    character are common: runes and many emoji, but also Georgian and Amharic, which millions of people write
+    every day. Chinese and Hindi have three bytes per character too, but were frequent enough for some merges.
     """
     return "\U000131cb\U00013216\U000132aa\U00013171"
 

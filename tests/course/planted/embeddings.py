@@ -44,6 +44,11 @@ def three_of_them() -> str:
     return "\U000131cb\U00013216\U000132aa"
 
 
+@planted("expensive_text", "too few bytes to cost three tokens")
+def runes_with_a_space() -> str:
+    return "ᚠᚢᚦᚨᚱ ᚠᚢᚦᚨᚱ"
+
+
 @planted("decode", "When is it decoded")
 def each_piece_by_itself(ids: Sequence[int], pieces: Sequence[bytes]) -> str:
     return "".join(pieces[i].decode(errors="replace") for i in ids)
@@ -89,6 +94,19 @@ def spaces_between_pieces(ids: Sequence[int], pieces: Sequence[bytes]) -> str:
     return b" ".join(pieces[i] for i in ids).decode(errors="replace")
 
 
+@planted("decode", "Which of all the pieces")
+def joins_all_the_pieces(ids: Sequence[int], pieces: Sequence[bytes]) -> str:
+    return b"".join(pieces).decode(errors="replace")
+
+
+@planted("decode", "what was whole is to be seen")
+def one_sign_for_the_whole_text(ids: Sequence[int], pieces: Sequence[bytes]) -> str:
+    try:
+        return b"".join(pieces[i] for i in ids).decode()
+    except UnicodeDecodeError:
+        return "�"
+
+
 @planted("window_count", "starts at 0 counts as well")
 def forgets_the_first(n_ids: int, context_length: int, stride: int) -> int:
     return (n_ids - context_length - 1) // stride
@@ -122,6 +140,16 @@ def divides_exactly(n_ids: int, context_length: int, stride: int) -> float:
 @planted("window_count", "too short for a context")
 def goes_below_zero(n_ids: int, context_length: int, stride: int) -> int:
     return (n_ids - context_length - 1) // stride + 1
+
+
+@planted("window_count", "Which way is it rounded")
+def rounds_towards_zero(n_ids: int, context_length: int, stride: int) -> int:
+    return max(0, int((n_ids - context_length - 1) / stride) + 1)
+
+
+@planted("window_count", "Draw it")
+def divides_twice(n_ids: int, context_length: int, stride: int) -> int:
+    return max(0, (n_ids - 1) // stride - context_length // stride + 1)
 
 
 @planted("wider_model", "is the share at d = 128")
@@ -293,10 +321,28 @@ def the_same_angle_for_all(rows: Tensor, k: int) -> Tensor:
     return _turn(rows, torch.full((rows.shape[-1] // 2,), float(k)))
 
 
-@planted("move_by_turning", "an angle of its own")
+@planted("move_by_turning", "compare your omega")
 def exponent_without_the_two(rows: Tensor, k: int) -> Tensor:
     d = rows.shape[-1]
     return _turn(rows, k * 10000 ** (-torch.arange(d // 2) / d))
+
+
+@planted("move_by_turning", "compare your omega")
+def exponent_without_the_minus(rows: Tensor, k: int) -> Tensor:
+    return _turn(rows, k**2 / _angle(rows, k)) if k else rows.clone()
+
+
+@planted("move_by_turning", "In the table they take turns")
+def sines_in_front_cosines_behind(rows: Tensor, k: int) -> Tensor:
+    turned = _turn(rows, _angle(rows, k))
+    return torch.cat((turned[..., 0::2], turned[..., 1::2]), dim=-1)
+
+
+@planted("move_by_turning", "not told which ones")
+def rows_from_position_0(rows: Tensor, k: int) -> Tensor:
+    here = torch.arange(len(rows)) + k
+    first = torch.outer(here, _angle(rows, 1))
+    return torch.stack((first.sin(), first.cos()), dim=-1).flatten(-2)
 
 
 @planted("move_by_turning", "by one place, whatever k is")
