@@ -72,7 +72,8 @@ def repair_mfu(answer: Answer) -> str:
         mfu = number(answer(*given), "The MFU")
         _order(device.events, len(batches), mfu)
         each = [batch.numel() for batch in batches]
-        right = 0.4 * sum(each[1:]) / (sum(each[1:]) + 0.001 / 0.002)
+        idle = 0.001 / 0.002  # while the first order is given, in tokens
+        right = 0.4 * sum(each[1:]) / (sum(each[1:]) + idle)
         expect(
             not close(mfu, right * sum(each) / sum(each[1:])),
             f"{mfu:.0%}: the tokens of the step that warms up are counted, its time is not.",
@@ -82,7 +83,6 @@ def repair_mfu(answer: Answer) -> str:
                 not close(mfu, right * last / sum(each[1:])),
                 f"{mfu:.1%}, for batches of {each} tokens. Does each have as many as the last?",
             )
-        # A clock read after the first order, or before it, are both fine.
         expect(
             abs(mfu - right) < 0.01 * right,
             f"Order and waiting are right now, and the MFU is {mfu:.1%} where it should not be. For how many "

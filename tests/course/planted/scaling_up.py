@@ -256,9 +256,15 @@ def forgets_what_is_left_for_ever(law: ScalingLaw, parameters: float, tokens: fl
     return float((law.B / left) ** (1 / law.beta))
 
 
-@planted("same_loss_tokens", "A complex number")
+@planted("same_loss_tokens", "a root of a negative number")
 def believes_that_text_always_helps(law: ScalingLaw, parameters: float, tokens: float, part: float) -> float:
     return float.__pow__(law.B / _left(law, parameters, tokens, part), 1 / law.beta)
+
+
+@planted("same_loss_tokens", "nan is what a root of a negative number")
+def leaves_it_to_numpy(law: ScalingLaw, parameters: float, tokens: float, part: float) -> float:
+    left = _left(law, parameters, tokens, part)
+    return (law.B / left) ** (1 / law.beta) if left > 0 else math.nan
 
 
 @planted("same_loss_tokens", "with endless text that model ends above")
