@@ -19,7 +19,10 @@ def expensive_text(answer: Answer) -> str:
     expect(isinstance(text, str), f"It returns {type(text).__name__}, not a text.")
     expect(not any("\ud800" <= c <= "\udfff" for c in text), "Half of a UTF-16 pair is no character.")
     expect(len(text) >= 4, f"{len(text)} characters are fewer than four.")
-    expect(len(set(text)) >= 4, "Four different characters, please: one lucky find is not enough.")
+    expect(
+        len(set(text)) >= 4,
+        f"{len(set(text))} different characters are fewer than four: one lucky find is not enough.",
+    )
     tokens = len(GPT2Tokenizer().encode(text))
     share, widest = tokens / len(text), max(len(character.encode()) for character in text)
     cost = f"{tokens} tokens for {len(text)} characters, {share:.2f} each"
