@@ -28,7 +28,7 @@ def equal_scores(answer: Answer) -> str:
         "That is a sum. The weights of a row add up to 1, so how large is each one?",
     )
     expect(
-        not torch.allclose(mixed, values.cumsum(0) / 3),
+        not any(torch.allclose(mixed, values.cumsum(0) / size) for size in values.shape),
         "All rows are divided by the same number. How many positions does position 0 see, and position 1?",
     )
     expect(
@@ -63,6 +63,10 @@ def attention_numbers(answer: Answer) -> str:
         right = sum(each.numel() for each in module.parameters())
         biases = sum(each.numel() for name, each in module.named_parameters() if "bias" in name)
         got, shared = answer(d_model, n_heads, n_kv_heads), n_kv_heads != n_heads
+        expect(
+            not isinstance(got, (tuple, list, dict, str)),
+            f"It returns {got!r}, not one number, the sum.",
+        )
         asked = f"With d_model={d_model}, n_heads={n_heads}, n_kv_heads={n_kv_heads} you count {got}"
         expect(got != right - biases, f"{asked}: are the biases in?")
         expect(
@@ -89,13 +93,15 @@ def attention_numbers(answer: Answer) -> str:
 
 def window_mask(answer: Answer) -> str:
     mask = answer(7, 3)
-    expect(isinstance(mask, Tensor) and mask.dtype == torch.bool, "The mask must be a tensor of bool.")
+    kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    expect(kind == torch.bool, f"The mask must be a tensor of bool, True where blocked; this one is {kind}.")
     expect(mask.shape == (7, 7), f"For 7 positions the mask has shape {tuple(mask.shape)}, not (7, 7).")
     sees = ~mask
     expect(
         sees.diagonal().all() or not sees.triu(1).any(),
         "Position 0 is blocked from itself. True means blocked here: is the mask inverted?",
     )
+    expect(sees.any(), "Everything is blocked: on which side of the diagonal does the second triangle begin?")
     expect(sees.diagonal().all(), "A position does not see itself: is one of the diagonals one step off?")
     expect(
         sees.tril(-1).any() or not sees.triu(1).any(),
@@ -107,6 +113,11 @@ def window_mask(answer: Answer) -> str:
     )
     width = int(sees[-1].sum())
     expect(width < 7, "The last position sees everything before it: what lies too far back is not blocked.")
+    wider = int((~answer(7, 4))[-1].sum())
+    expect(
+        width != wider,
+        f"The last position sees {width} with window=3 and with window=4: where does the window come in?",
+    )
     expect(
         width == 3,
         f"With window=3 a position sees {width}, and itself counts as one: is a diagonal one step off?",
@@ -132,12 +143,29 @@ def repair_attention(answer: Answer) -> None:
     expect(mixed.shape == (2, 7, 20), f"The output has shape {tuple(mixed.shape)}, not (2, 7, 4 * 5).")
     expect(
         not mixed.isnan().any(),
-        "Some outputs are NaN: is there a position that sees nobody, not even itself?",
+        "Some outputs are NaN: does a position see nobody, not even itself, or is a score plus infinity?",
+    )
+    one = q[:, :1], k[:, :1], v[:, :1]
+    alone, right = answer(*one), F.scaled_dot_product_attention(*one, is_causal=True)[:, 0]
+    expect(
+        torch.allclose(alone, right, atol=1e-5)
+        or not torch.allclose(alone.flatten().sort().values, right.flatten().sort().values, atol=1e-5),
+        "With a single head the numbers are right, at wrong positions: which two axes change places?",
+    )
+    expect(
+        not _future_leaks(answer, 1, [2]) or _future_leaks(answer, 1, [2], positions=3),
+        "Position 3 sees position 4, and position 2 does not: is the mask one step off?",
     )
     expect(
         not _future_leaks(answer, 1, [2]),
         "Changing later values changes earlier outputs, with a single head already: the future leaks. What "
         "is exp of the number put in for blocked scores?",
+    )
+    sums = answer(*one[:2], torch.ones_like(one[2]))
+    expect(
+        not (torch.allclose(sums[:, -1], torch.ones(2, 5)) and (sums[:, 0] < 0.999).all()),
+        "The weights of the last position add up to 1, those of the first to less: "
+        "is something blocked only after the softmax?",
     )
     expect(
         not _future_leaks(answer, 1, [0, 1]),
@@ -159,12 +187,12 @@ def repair_attention(answer: Answer) -> None:
     )
 
 
-def _future_leaks(answer: Answer, n_heads: int, changed: list[int]) -> bool:
-    """Whether outputs of positions 0 to 3 move when others of q, k, v (numbers 0 to 2) come later."""
+def _future_leaks(answer: Answer, n_heads: int, changed: list[int], positions: int = 4) -> bool:
+    """Whether outputs of the first positions move when others of q, k, v (numbers 0 to 2) come at 4 to 6."""
     inputs = torch.randn(3, 2, n_heads, 7, 5)
     others = inputs.clone()
     others[changed, ..., 4:, :] = torch.randn(len(changed), 2, n_heads, 3, 5)
-    return not torch.allclose(answer(*inputs)[:, :4], answer(*others)[:, :4], atol=1e-5)
+    return not torch.allclose(answer(*inputs)[:, :positions], answer(*others)[:, :positions], atol=1e-5)
 
 
 def positions_looked_at(answer: Answer) -> str:
@@ -184,6 +212,10 @@ def positions_looked_at(answer: Answer) -> str:
             not torch.allclose(got, other, atol=1e-2),
             f"Four equal weights give {got[0]:.2f} positions: do logarithm and power have the same base?",
         )
+    expect(
+        not torch.allclose(got, torch.special.entr(rows[1:3]).exp().sum(-1)),
+        f"Four equal weights give {got[0]:.2f} positions: is e raised to each term, before the sum?",
+    )
     expect(not (got < 1).any(), "It is below 1, less than a single position: is a minus sign missing?")
     expect(
         not torch.allclose(got, (entropy[1:3] / 4).exp(), atol=1e-3),
@@ -193,8 +225,16 @@ def positions_looked_at(answer: Answer) -> str:
     expect(not got.isnan().any(), "A weight of 0 gives NaN: what is 0 * log(0) in floating point?")
     expect(got.isfinite().all(), "A weight of 0 gives infinity.")
     expect(
+        not 1e-3 < abs(got[1].item() - 4) < 0.2,
+        f"Four equal weights give {got[1]:.3f} positions, nearly 4: is what you add to a weight too large?",
+    )
+    expect(
         torch.isclose(got[1], torch.tensor(4.0), atol=1e-3),
         f"Four equal weights give {got[1]:.2f} positions.",
+    )
+    expect(
+        torch.isclose(got[0], torch.tensor(2.0), atol=1e-3),
+        f"The weights 0.5, 0.5, 0, 0 give {got[0]:.2f} positions: what should a weight of 0 add to the sum?",
     )
     expect(
         torch.allclose(got, entropy.exp(), atol=1e-4),

@@ -23,6 +23,17 @@ def divides_all_rows_alike(values: Tensor) -> Tensor:
     return values.cumsum(dim=0) / len(values)
 
 
+@planted("equal_scores", "divided by the same number")
+def divides_by_the_features(values: Tensor) -> Tensor:
+    return values.cumsum(dim=0) / values.shape[-1]
+
+
+@planted("equal_scores", "sees only itself")
+def leaves_itself_out(values: Tensor) -> Tensor:
+    earlier = torch.arange(len(values))[:, None]
+    return (values.cumsum(dim=0) - values) / earlier.clamp(min=1)
+
+
 @planted("equal_scores", "each position's own value")
 def looks_only_at_itself(values: Tensor) -> Tensor:
     return values * 1.0
@@ -63,6 +74,30 @@ def gives_all_layers_the_same_bias(d_model: int, n_heads: int, n_kv_heads: int) 
 @planted("attention_numbers", "how wide is each output")
 def takes_a_head_for_one_feature(d_model: int, n_heads: int, n_kv_heads: int) -> int:
     return 2 * d_model * (d_model + 1) + 2 * n_kv_heads * (d_model + 1)
+
+
+@planted("attention_numbers", "not one number, the sum")
+def weights_and_biases_apart(d_model: int, n_heads: int, n_kv_heads: int) -> tuple[int, int]:
+    kv_dim = n_kv_heads * d_model // n_heads
+    return 2 * d_model * (d_model + kv_dim), 2 * (d_model + kv_dim)
+
+
+@planted("window_mask", "this one is torch.float32")
+def what_is_added_to_the_scores(seq: int, window: int) -> Tensor:
+    everything = torch.ones(seq, seq, dtype=torch.bool)
+    return torch.zeros(seq, seq).masked_fill(everything.triu(1) | everything.tril(-window), -torch.inf)
+
+
+@planted("window_mask", "on which side of the diagonal")
+def counts_the_far_past_upwards(seq: int, window: int) -> Tensor:
+    everything = torch.ones(seq, seq, dtype=torch.bool)
+    return everything.triu(1) | everything.tril(window)
+
+
+@planted("window_mask", "where does the window come in")
+def the_same_for_every_window(seq: int, window: int) -> Tensor:
+    everything = torch.ones(seq, seq, dtype=torch.bool)
+    return everything.triu(1) | everything.tril(-1)
 
 
 @planted("window_mask", "True means blocked here")
@@ -119,7 +154,31 @@ def all_but_the_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights @ v).transpose(1, 2).reshape(batch, seq, n_heads * head_dim)
 
 
-@planted("repair_attention", "sees nobody")
+@planted("repair_attention", "is the mask one step off")
+def sees_one_position_too_many(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seq, head_dim = q.shape[-2:]
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(2)
+    weights = (q @ k.mT / head_dim**0.5).masked_fill(blocked, -torch.inf).softmax(dim=-1)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@planted("repair_attention", "only after the softmax")
+def masks_after_the_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    seq, head_dim = q.shape[-2:]
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    weights = (q @ k.mT / head_dim**0.5).softmax(dim=-1).masked_fill(blocked, 0)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+@planted("repair_attention", "which two axes change places")
+def exchanges_the_last_two_axes(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, n_heads, seq, head_dim = q.shape
+    blocked = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+    weights = (q @ k.mT / head_dim**0.5).masked_fill(blocked, -torch.inf).softmax(dim=-1)
+    return (weights @ v).mT.reshape(batch, seq, n_heads * head_dim)
+
+
+@planted("repair_attention", "see nobody")
 def mask_with_the_diagonal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     seq, head_dim = q.shape[-2:]
     blocked = torch.ones(seq, seq, dtype=torch.bool).triu(0)
@@ -185,7 +244,7 @@ def mean_instead_of_sum(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).mean(dim=-1).exp()
 
 
-@planted("positions_looked_at", "Four equal weights give 5.66")
+@planted("positions_looked_at", "raised to each term, before the sum")
 def exp_before_the_sum(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).exp().sum(dim=-1)
 
@@ -213,3 +272,13 @@ def sums_over_everything(weights: Tensor) -> Tensor:
 @planted("positions_looked_at", "is the axis fixed")
 def sums_axis_one(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).sum(dim=1).exp()
+
+
+@planted("positions_looked_at", "what should a weight of 0 add")
+def puts_nan_away_too_late(weights: Tensor) -> Tensor:
+    return (-(weights * weights.log()).sum(dim=-1)).exp().nan_to_num()
+
+
+@planted("positions_looked_at", "is what you add to a weight too large")
+def adds_a_thousandth(weights: Tensor) -> Tensor:
+    return (-(weights * (weights + 1e-3).log()).sum(dim=-1)).exp()
