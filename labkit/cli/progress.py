@@ -59,7 +59,7 @@ def _next() -> str:
         for exercise in each.exercises:
             if exercise.name not in solved(each):
                 return (
-                    f"Next: lesson {each.number}, exercise {exercise.number}, {exercise.title} "
+                    f"Next: lesson {each.number}, exercise {exercise.number}: {exercise.title} "
                     f"(about {exercise.minutes} minutes)"
                 )
     return "All lessons are run and all exercises solved."

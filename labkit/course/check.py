@@ -41,11 +41,10 @@ class Verdict:
     message: str = ""
 
     def __str__(self) -> str:
-        about = f"Exercise {self.exercise.number}, {self.exercise.title}"
         if self.result == "not attempted":
-            return f"{about}: not attempted yet."
+            return f"{self.exercise}: not attempted yet."
         said = {"right": "right.", "wrong": "not yet."}[self.result]
-        return f"{about}: {said} {self.message}".rstrip()
+        return textwrap.fill(f"{self.exercise}: {said} {self.message}", 95, break_on_hyphens=False)
 
 
 def expect(condition: object, mistake: str) -> None:

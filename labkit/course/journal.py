@@ -34,10 +34,10 @@ RESULTS = "benchmarks/results/lessons"
 _OPENINGS = {
     LOG: """# Experiments log
 
-What was asked, expected, measured and learned. Predictions say what one would expect before looking; they were
-put into words with the entries, most of them once a run was there, and the wrong ones stand. Lessons
-write their sections here; each section is renewed when its lesson runs again, and the numbers behind it are in
-benchmarks/results/. Text you add outside the marked sections stays as you wrote it.
+What was asked, expected, measured and learned. Predictions say what one would expect before looking; they
+were put into words with the entries, most of them once a run was there, and the wrong ones stand. Lessons
+write their sections here; each section is renewed when its lesson runs again, and the numbers behind it are
+in benchmarks/results/. Text you add outside the marked sections stays as you wrote it.
 """,
     JOURNAL: """# Learning journal
 

@@ -36,6 +36,9 @@ class Exercise:
         if self.kind not in get_args(Kind):
             raise ValueError(f"{self.lesson}: {self.name}: kind={self.kind!r} is none of {get_args(Kind)}.")
 
+    def __str__(self) -> str:
+        return f"Exercise {self.number} ({self.title})"
+
     @property
     def heading(self) -> str:
         return f"### Exercise {self.number} · {self.title}"

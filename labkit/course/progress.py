@@ -49,11 +49,15 @@ def record(exercise: Exercise, *, passed: bool) -> None:
 def show(name: str, **facts: bool) -> None:
     """The last cell of a lesson: write down that it ran to its end, and print its checklist.
 
-    facts: what the lesson found out about itself, by the names that its checklist uses.
+    facts: what the lesson found out about itself, by the names that its checklist uses; without any, the
+    checklist is only printed, as it was when the lesson last ran.
     Raises ValueError for facts that the checklist does not ask for, or asks for in vain.
     """
     lesson = find_lesson(name)
     asked = {item.fact for item in lesson.checklist if item.fact}
+    if asked and not facts:
+        print(describe(lesson))
+        return
     if asked != set(facts):
         raise ValueError(
             f"progress: the checklist of {lesson.name} asks for {sorted(asked)}, not {sorted(facts)}."
@@ -83,7 +87,7 @@ def checklist(lesson: Lesson) -> list[Line]:
     for exercise in lesson.exercises:
         entry = kept["exercises"].get(exercise.name, {"tries": 0})
         state = "" if "right" in entry else "not right yet" if entry["tries"] else "not attempted yet"
-        lines.append(Line(f"Exercise {exercise.number}, {exercise.title}", "right" in entry, state))
+        lines.append(Line(str(exercise), "right" in entry, state))
     words = own_words(lesson.name)
     missing = f'write below "Yours" of this lesson in {JOURNAL}' if not words else ""
     return [*lines, Line("Your own answers to the reflection questions", bool(words), missing)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -48,7 +49,7 @@ def show(figure: Figure, *, alt: str, save: str | None = None) -> None:
         path.write_bytes(buffer.getvalue())
     image = base64.b64encode(buffer.getvalue()).decode()
     display({"image/png": image, "text/plain": "<figure>"}, metadata={"image/png": {"alt": alt}}, raw=True)
-    print(f"Figure: {alt}")
+    print(textwrap.fill(f"Figure: {alt}", 95, break_on_hyphens=False))
 
 
 def training_curves(steps: pd.DataFrame, evaluations: pd.DataFrame) -> Figure:

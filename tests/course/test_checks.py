@@ -50,6 +50,15 @@ def test_the_solution_is_right(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_folded_solution_runs_by_itself(name: str) -> None:
+    code = re.search(r"```python\n(.*?)```", folded(name), re.S)
+    assert code is not None
+    space: dict[str, Any] = {}
+    exec(code[1], space)
+    assert judge(name, space[name]).result == "right"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_there_are_three_planted_mistakes_with_messages_of_their_own(name: str) -> None:
     rows = [row for row in TABLE if row.exercise == name]
     assert len(rows) >= 3

@@ -99,6 +99,8 @@ def test_the_checklist_is_filled_from_what_is_there(
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == f"Lesson 02, Attention: {total} of {total} done"
     assert all(line.startswith("[x] ") and ":" not in line for line in printed[1:])
+    progress.show(lesson.name)  # as after a restart, when nothing is known any more
+    assert capsys.readouterr().out.splitlines() == printed
     progress.show(lesson.name, trained=False)
     assert "[ ] It trains: the lesson's last run says no" in capsys.readouterr().out
 
@@ -161,7 +163,7 @@ def test_the_command_shows_all_lessons_and_what_comes_next(
     (out / "runs" / "mine" / "config.json").touch()
     printed = run(capsys=capsys)
     assert "Trainings kept: 1" in printed
-    assert f"Next: lesson {first.number}, exercise 1, {first.exercises[0].title}" in printed
+    assert f"Next: lesson {first.number}, exercise 1: {first.exercises[0].title}" in printed
 
     for exercise in first.exercises:
         progress.record(exercise, passed=True)

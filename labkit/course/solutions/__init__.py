@@ -20,7 +20,7 @@ def solution(name: str) -> Callable[..., Any]:
 
 
 def folded(name: str) -> str:
-    """The solution as a folded part of a page, in Markdown: the reason, then the code."""
+    """The solution as a folded part of a page, in Markdown: the reason, then the code with its imports."""
     found = solution(name)
     source = inspect.getsource(found)
     definition = ast.parse(source).body[0]
@@ -31,4 +31,18 @@ def folded(name: str) -> str:
     body = lines[docstring.end_lineno or 0 :]
     reason = textwrap.dedent(inspect.getdoc(found) or "")
     text = "\n".join([*head, *body]).strip()
+    if imports := _imports(found, definition):
+        text = f"{imports}\n\n\n{text}"
     return f"<details><summary>Solution</summary>\n\n{reason}\n\n```python\n{text}\n```\n\n</details>"
+
+
+def _imports(found: Callable[..., Any], definition: ast.FunctionDef) -> str:
+    """The lines of the solution's file that import what it uses, so that it runs in any notebook."""
+    used = {each.id for each in ast.walk(definition) if isinstance(each, ast.Name)}
+    lines = []
+    for node in ast.parse(inspect.getsource(inspect.getmodule(found) or found)).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            node.names = [each for each in node.names if (each.asname or each.name.split(".")[0]) in used]
+            if node.names:
+                lines.append(ast.unparse(node))
+    return "\n".join(lines)
