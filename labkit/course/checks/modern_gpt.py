@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.course.check import Answer, expect
-from labkit.course.checks.modern_gpt_changes import what_changes_nothing
+from labkit.course.checks.modern_gpt_changes import REASONS, what_changes_nothing
 from labkit.model import RotaryPositions
 
 
@@ -27,8 +27,12 @@ def once_around(answer: Answer) -> str:
         f"Pair 0 took {first:.4g} positions: that is the part of a turn in one position.",
     )
     expect(
-        not math.isclose(first, math.tau * 10_000 ** (2 / 64), rel_tol=1e-4),
-        f"Pair 0 took {first:.4g} positions, as pair 1 does: pairs are counted from 0.",
+        not any(math.isclose(first, math.tau * 10_000 ** (two / 64), rel_tol=1e-4) for two in (2, -2)),
+        f"Pair 0 took {first:.4g} positions, as its neighbour would: pairs are counted from 0.",
+    )
+    expect(
+        not math.isclose(first, math.tau / 64, rel_tol=1e-4),
+        f"Pair 0 took {first:.4g} positions, a turn divided by the features: powers come before divisions.",
     )
     expect(first not in (6, 7), f"Pair 0 took exactly {first:g} positions: is the result rounded?")
     expect(
@@ -85,6 +89,8 @@ def phone_heads(answer: Answer) -> str:
             f"It said {heads:g} for {n_heads} query heads: the groups would differ in size.",
         )
     right = [_most_heads(*case, lambda heads, _, each, budget: heads * each <= budget) for case in cases]
+    shared = [most and n_heads // most for most, (_, n_heads, *_) in zip(right, cases, strict=True)]
+    expect(given != shared, "It said how many query heads share one. How many key/value heads are there?")
     for case, heads, most in zip(cases, given, right, strict=True):
         said = "{} blocks, {} query heads of {} features, {:,} positions, {:,} bytes: ".format(*case)
         for says, fits in mistakes.items():
@@ -101,16 +107,6 @@ def _most_heads(
     each = 2 * n_layers * head_dim * context * 2
     divisors = [heads for heads in range(1, n_heads + 1) if n_heads % heads == 0]
     return max((heads for heads in divisors if fits(heads, n_heads, each, budget)), default=0)
-
-
-REASONS = {
-    "B": "A norm hides the size from its block, but what the block adds meets a stream twice as large.",
-    "D": "A product of two vectors survives any common order of their features, unless something else treats "
-    "the features differently in between.",
-    "E": "One of the two factors is inside a function that is no straight line.",
-    "H": "In a score the common turn cancels, since two turned vectors meet. Whom does a turned value meet?",
-}
-"""Why what changes the predictions does so."""
 
 
 def changes_nothing(answer: Answer) -> str:
@@ -148,12 +144,12 @@ def repair_rope_cache(answer: Answer) -> str:
     rotary = RotaryPositions(context_length=40, head_dim=6)
     q, k, v = torch.randn(3, 2, 3, 9, 6)
 
-    def read(v: Tensor, pieces: tuple[int, ...]) -> Tensor:
+    def read(v: Tensor, pieces: tuple[int, ...], turn: Callable[[Tensor, int], Tensor] = rotary) -> Tensor:
         keys = values = torch.empty(2, 3, 0, 6)
         mixed, at = [], 0
         for piece in pieces:
             new = (each[:, :, at : at + piece] for each in (q, k, v))
-            given = answer(*new, keys, values, lambda x, start: rotary(x, start))
+            given = answer(*new, keys, values, lambda x, start: turn(x, start))
             right_kind = isinstance(given, tuple | list) and len(given) == 3
             expect(
                 right_kind and all(isinstance(each, Tensor) for each in given),
@@ -176,6 +172,12 @@ def repair_rope_cache(answer: Answer) -> str:
         torch.allclose(read(equal, (5, 1, 3)), equal, atol=1e-5),
         "With the same value at every position each mixture must be that value, and it is not. "
         "By the formula, what happens to values?",
+    )
+    unturned = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    expect(
+        torch.allclose(read(v, (5, 1, 3), lambda x, start: x), unturned, atol=1e-5),
+        "Even where `turn` turns nothing the mixtures are wrong. Which keys does a new token see, and what "
+        "but positions was changed?",
     )
     right = F.scaled_dot_product_attention(rotary(q), rotary(k), v, is_causal=True)
     expect(
@@ -238,7 +240,10 @@ def pooled_heads(answer: Answer) -> str:
 def luck_or_gain(answer: Answer) -> str:
     hands = "[1, 2, 3] and [4, 5, 6.5]"
     said = _number(answer([1.0, 2.0, 3.0], [4.0, 5.0, 6.5]))
-    expect(said > 0, f"It said 0 for {hands}: the deal that was really made is one of the deals.")
+    expect(
+        said > 0,
+        f"It said 0 for {hands}: the deal that was really made is one of the deals, and as far apart.",
+    )
     expect(said <= 1, f"It said {said:.4g} for {hands}: a share of all deals, and not their number.")
     expect(
         not math.isclose(said, 1 / 20, rel_tol=1e-4),
@@ -246,7 +251,12 @@ def luck_or_gain(answer: Answer) -> str:
     )
     expect(
         said != 1,
-        f"For {hands} it said 1, as if no deal lay less far apart: is a sign left in the comparison?",
+        f"For {hands} it said 1, as if no deal lay less far apart: is a sign left in the comparison, or does "
+        "it count the wrong side?",
+    )
+    expect(
+        not math.isclose(said, 3 / 21, rel_tol=1e-4),
+        f"For {hands} it said 1 in 7. The real deal is one of the 20 already: does it count twice?",
     )
     expect(
         not math.isclose(said, 18 / 20, rel_tol=1e-4),

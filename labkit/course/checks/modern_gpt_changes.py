@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from labkit.config import GPTConfig
 from labkit.model import GPT
 
+REASONS = {
+    "B": "A norm hides the size from its block, but what the block adds meets a stream twice as large.",
+    "D": "A product of two vectors survives any common order of their features, unless something else treats "
+    "the features differently in between.",
+    "E": "One of the two factors is inside a function that is no straight line.",
+    "H": "In a score the common turn cancels, since two turned vectors meet. Whom does a turned value meet?",
+}
+"""Why what changes the predictions does so."""
+
 
 def what_changes_nothing() -> set[str]:
     """The letters of exercise 3 that leave the logits of a small modern model as they are."""

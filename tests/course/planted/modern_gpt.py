@@ -53,6 +53,16 @@ def counts_pairs_from_one(base: float, head_dim: int, pair: int) -> float:
     return 2 * math.pi * base ** (2 * (pair + 1) / head_dim)
 
 
+@planted("once_around", "pairs are counted from 0")
+def takes_one_pair_off(base: float, head_dim: int, pair: int) -> float:
+    return 2 * math.pi * base ** (2 * (pair - 1) / head_dim)
+
+
+@planted("once_around", "powers come before divisions")
+def forgets_the_brackets_of_the_exponent(base: float, head_dim: int, pair: int) -> float:
+    return 2 * math.pi * base ** (2 * pair) / head_dim
+
+
 @planted("once_around", "is the result rounded")
 def rounds_to_whole_positions(base: float, head_dim: int, pair: int) -> int:
     return round(2 * math.pi * base ** (2 * pair / head_dim))
@@ -88,6 +98,12 @@ def counts_query_heads(n_layers: int, n_heads: int, head_dim: int, context: int,
 @planted("phone_heads", "bits were counted")
 def bits_for_bytes(n_layers: int, n_heads: int, head_dim: int, context: int, budget: int) -> int:
     return _most(n_heads, lambda heads: 2 * n_layers * heads * head_dim * context * 16 <= budget)
+
+
+@planted("phone_heads", "how many query heads share one")
+def the_size_of_a_group(n_layers: int, n_heads: int, head_dim: int, context: int, budget: int) -> int:
+    heads = _most(n_heads, lambda heads: 2 * n_layers * heads * head_dim * context * 2 <= budget)
+    return n_heads // heads if heads else 0
 
 
 @planted("phone_heads", "groups would differ in size")
@@ -145,6 +161,25 @@ def positions_restart(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, turn: Turn
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _attend(turn(q, 0), torch.cat([keys, turn(k, 0)], 2), torch.cat([values, v], 2))
+
+
+@planted("repair_rope_cache", "at which position does a new token")
+def one_position_before_its_own(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, turn: Turn
+) -> tuple[Tensor, Tensor, Tensor]:
+    start = max(keys.shape[2] - 1, 0)
+    return _attend(turn(q, start), torch.cat([keys, turn(k, start)], 2), torch.cat([values, v], 2))
+
+
+@planted("repair_rope_cache", "Which keys does a new token see")
+def the_mask_forgets_the_past(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, turn: Turn
+) -> tuple[Tensor, Tensor, Tensor]:
+    start = keys.shape[2]
+    q, keys, values = turn(q, start), torch.cat([keys, turn(k, start)], 2), torch.cat([values, v], 2)
+    scores = q @ keys.mT / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1) @ values, keys, values
 
 
 @planted("repair_rope_cache", "Is anything in the cache turned")
@@ -245,6 +280,18 @@ def one_direction_only(ours: list[float], theirs: list[float]) -> float:
 def only_further_apart(ours: list[float], theirs: list[float]) -> float:
     gaps = [abs(gap) for gap in _gaps([*ours, *theirs], len(ours))]
     return sum(gap > gaps[0] + 1e-12 for gap in gaps) / len(gaps)
+
+
+@planted("luck_or_gain", "does it count twice")
+def adds_the_real_deal(ours: list[float], theirs: list[float]) -> float:
+    gaps = [abs(gap) for gap in _gaps([*ours, *theirs], len(ours))]
+    return (sum(gap >= gaps[0] - 1e-12 for gap in gaps) + 1) / (len(gaps) + 1)
+
+
+@planted("luck_or_gain", "count the wrong side")
+def at_most_as_far_apart(ours: list[float], theirs: list[float]) -> float:
+    gaps = [abs(gap) for gap in _gaps([*ours, *theirs], len(ours))]
+    return sum(gap <= gaps[0] + 1e-12 for gap in gaps) / len(gaps)
 
 
 @planted("luck_or_gain", "and not their number")
