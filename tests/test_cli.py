@@ -183,3 +183,9 @@ def test_the_command_itself_exits_with_the_code(out: Path) -> None:
             env=os.environ | {"LABKIT_OUT": str(out)},
         )
         assert done.returncode == code, done.stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m labkit progress | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import tyro
@@ -33,6 +34,9 @@ def main(args: list[str] | None = None) -> None:
             output.reconfigure(errors="replace")
     try:
         sys.exit(app.cli(prog="labkit", description="Build, train and run your own GPT.", args=args))
+    except BrokenPipeError:  # as when `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(_report(error))
     except KeyboardInterrupt:

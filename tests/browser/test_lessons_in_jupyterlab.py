@@ -36,7 +36,7 @@ def test_lesson_03_runs_and_its_sliders_change_the_text(lab: str, browser: Brows
     wait_until_all_have_run(page, timeout=600_000)
     outputs = code_outputs(page)
     assert outputs["setup"] == "profile: smoke\n"
-    assert "journal entry:      True" in outputs["checklist-code"]
+    assert "[x] Journal entry in `learning_journal.md`" in outputs["checklist-code"]
 
     playground = page.locator(".labkit-playground").last
     playground.scroll_into_view_if_needed()

@@ -48,7 +48,7 @@ def png(**metadata: Any) -> NotebookNode:
 def good_notebook() -> NotebookNode:
     alt = "A line that falls from 5 to 2 in the first hundred steps, and stays there."
     cells = [
-        new_markdown_cell("# Lesson 02\n\n[previous](01_a.ipynb) · [next](03_c.ipynb) · [all](../README.md)"),
+        new_markdown_cell("# Lesson 02\n\n[previous](01_a.ipynb) · [next](03_c.ipynb) · [all](README.md)"),
         new_code_cell("print(profile)", outputs=[stream("profile: lesson\n")]),
         *[new_markdown_cell(f"## {section}\n\ntext, see [above](#Intuition)") for section in SECTIONS],
         new_code_cell(
@@ -72,7 +72,7 @@ def good_notebook() -> NotebookNode:
 def lesson(tmp_path: Path) -> Path:
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    for name in ("README.md", "notebooks/01_a.ipynb", "notebooks/03_c.ipynb", "notebooks/picture.png"):
+    for name in ("notebooks/README.md", "notebooks/01_a.ipynb", "notebooks/03_c.ipynb", "notebooks/picture.png"):
         (tmp_path / name).touch()
     return folder / "02_b.ipynb"
 
@@ -173,7 +173,7 @@ def no_next(nb: NotebookNode) -> None:
 
 
 def no_contents(nb: NotebookNode) -> None:
-    nb.cells[0].source = nb.cells[0].source.replace("[all](../README.md)", "")
+    nb.cells[0].source = nb.cells[0].source.replace("[all](README.md)", "")
 
 
 def too_large(nb: NotebookNode) -> None:
