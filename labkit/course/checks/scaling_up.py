@@ -30,9 +30,15 @@ def training_days(answer: Answer) -> str:
             86_400: "Are those seconds?",
             6: "Operations per token are given. Were they taken for a number of parameters, with 6 for each?",
             3: "Operations to *train* on a token are given: forward and backward are both in them.",
+            60: "That is seconds divided by the minutes of a day. How many seconds has it?",
+            1_440: "Are those minutes?",
+            100: "The MFU is a share, such as 0.35: is it divided by 100 once more?",
+            (peak * mfu) ** 2: "a / b * c divides by b and multiplies by c: are parentheses missing?",
         }
         for factor, mistake in mistakes.items():
             expect(not close(days, right * factor), f"{said} {mistake}")
+        rounded = days == round(days, 2) and abs(days - right) < 1
+        expect(not rounded, f"{said} Rounded? A part of a day counts too.")
         expect(close(days, right), f"{said} Write down the units of each of the five and cancel them.")
     return "The same five numbers, turned round, check a claim: who reports days has told you their MFU."
 
@@ -67,9 +73,13 @@ def attention_overtakes(answer: Answer) -> str:
             / 2: "Half of it: a weight costs as many operations as each of the two products of attention.",
             right * 3: "Was the backward pass counted on one side only?",
             right / 3: "Was the backward pass counted on one side only?",
+            right / 6: "A weight costs 6 operations in training. Where are they?",
+            right - d_ff / 2: "The feed-forward part has two matrices, one up and one down.",
+            right - d_model / 2: "Attention has a fourth matrix, after the heads.",
+            6 * d_model: "That would be right if d_ff were 4 times d_model. Here it is not.",
         }
         for value, mistake in mistakes.items():
-            expect(not close(context, value), f"{said} {mistake}")
+            expect(close(context, right) or not close(context, value), f"{said} {mistake}")
         expect(
             close(context, right),
             f"{said} At that context scores and mixing cost {context * one / matrices:.2f} times as much as "
@@ -79,10 +89,12 @@ def attention_overtakes(answer: Answer) -> str:
 
 
 def compute_bound_square(answer: Answer) -> str:
-    for peak, bandwidth, size in ((80e9, 18e9, 4), (989e12, 3.35e12, 2), (80e9, 20e9, 4), (96e9, 7e9, 1)):
+    for peak, bandwidth, size in ((80e9, 18e9, 4), (989e12, 3.35e12, 2), (80e9, 20e9, 4), (96e9, 7.1e9, 8)):
         exact = 3 * size * peak / (2 * bandwidth)
         n = number(answer(peak, bandwidth, size), "n")
         said = f"For P={peak:.3g}, W={bandwidth:.3g} and {size} bytes a number it gives {n:g}."
+        four = math.ceil(6 * peak / bandwidth)
+        expect(size == 4 or n != four, f"{said} That is for numbers of 4 bytes. What is `size` here?")
         wrong = {
             exact / size: "Bandwidth counts bytes. How many are read for each number?",
             exact / 3: "Only one matrix is moved. What does a product read, and what does it write?",
@@ -101,7 +113,8 @@ def compute_bound_square(answer: Answer) -> str:
         )
         expect(
             n != math.floor(exact) or exact == int(exact),
-            f"{said} Just too small: at that size the memory is still the slower one. Rounded down?",
+            f"{said} Just too small: at that size the memory is still the slower one. Rounded down, or to "
+            "the nearest?",
         )
         expect(
             n != math.ceil(exact) + 1,
@@ -150,9 +163,15 @@ def same_loss_tokens(answer: Answer) -> str:
             (law.B / left) ** law.beta: "How does one undo a power?",
             (law.B / (left + law.E))
             ** (1 / law.beta): "What even endless text leaves, E, is in the target too.",
+            (law.B / left) ** (1 / law.alpha): "D has an exponent of its own. Is it alpha?",
+            1 / right: "Upside down: with less left for the text, should it take more of it or less?",
+            right / tokens: "That is how many times as many. How many are that?",
+            right - tokens: "That is how many more. How many are it in all?",
         }
         for value, mistake in mistakes.items():
             expect(not close(needed, value), f"{said} {mistake}")
+        near = 1e-4 <= abs(needed / right - 1) < 0.01
+        expect(not near, f"{said} Nearly: the equation can be solved for D, without a search.")
         expect(
             abs(needed / right - 1) < 1e-4,
             f"{said} The law says {loss:.4f} nats there; asked for is {law.predict(parameters, tokens):.4f}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from torch import Tensor
 
@@ -327,3 +328,133 @@ def adds_a_tenth_of_a_second_too_much(measure: Measure, sizes: Sequence[int], tr
             best[rows] = min(best[rows], taken)
     near = [rows for rows in sizes if best[rows] <= min(best.values()) + 0.09]
     return min(near, key=lambda rows: held[rows])
+
+
+@planted("training_days", "minutes of a day")
+def divides_by_the_minutes_of_a_day(
+    flops_per_token: float, tokens: float, devices: int, peak: float, mfu: float
+) -> float:
+    return flops_per_token * tokens / (devices * peak * mfu) / (24 * 60)
+
+
+@planted("training_days", "Are those minutes")
+def gives_minutes(flops_per_token: float, tokens: float, devices: int, peak: float, mfu: float) -> float:
+    return flops_per_token * tokens / (devices * peak * mfu) / 60
+
+
+@planted("training_days", "divided by 100 once more")
+def takes_the_mfu_for_percent(
+    flops_per_token: float, tokens: float, devices: int, peak: float, mfu: float
+) -> float:
+    return flops_per_token * tokens / (devices * peak * mfu / 100) / 86_400
+
+
+@planted("training_days", "parentheses")
+def leaves_out_the_parentheses(
+    flops_per_token: float, tokens: float, devices: int, peak: float, mfu: float
+) -> float:
+    return flops_per_token * tokens / devices * peak * mfu / 86_400
+
+
+@planted("training_days", "Rounded?")
+def gives_whole_days(flops_per_token: float, tokens: float, devices: int, peak: float, mfu: float) -> int:
+    return math.ceil(flops_per_token * tokens / (devices * peak * mfu) / 86_400)
+
+
+@planted("attention_overtakes", "costs 6 operations")
+def counts_one_operation_a_weight(d_model: int, d_ff: int, n_layers: int, n_heads: int) -> float:
+    return (4 * d_model + 2 * d_ff) / 12
+
+
+@planted("attention_overtakes", "one up and one down")
+def counts_one_matrix_of_the_feed_forward(d_model: int, d_ff: int, n_layers: int, n_heads: int) -> float:
+    return 2 * d_model + d_ff / 2
+
+
+@planted("attention_overtakes", "a fourth matrix")
+def forgets_the_output_projection(d_model: int, d_ff: int, n_layers: int, n_heads: int) -> float:
+    return 1.5 * d_model + d_ff
+
+
+@planted("attention_overtakes", "if d_ff were 4 times")
+def takes_the_feed_forward_as_four_times_as_wide(d_model: int, d_ff: int, n_layers: int, n_heads: int) -> int:
+    return 6 * d_model
+
+
+@planted("compute_bound_square", "to the nearest")
+def rounds_to_the_nearest(peak: float, bandwidth: float, size: int) -> int:
+    return round(3 * size * peak / (2 * bandwidth))
+
+
+@planted("compute_bound_square", "numbers of 4 bytes")
+def takes_every_number_for_four_bytes(peak: float, bandwidth: float, size: int) -> int:
+    return math.ceil(6 * peak / bandwidth)
+
+
+@planted("chunk_rows", "the fewest rows")
+def takes_the_fewest_rows(measure: Measure, sizes: Sequence[int], tries: int) -> int:
+    found = []
+    for _ in range(tries):
+        found += [(*measure(size), size) for size in sizes]
+    fastest = min(found)[0]
+    return min(size for seconds, _, size in found if seconds <= 1.1 * fastest)
+
+
+@planted("chunk_rows", "10 % of what")
+def adds_a_tenth_of_a_second(measure: Measure, sizes: Sequence[int], tries: int) -> int:
+    found = []
+    for _ in range(tries):
+        found += [(*measure(size), size) for size in sizes]
+    fastest = min(found)[0]
+    return min((held, size) for seconds, held, size in found if seconds <= fastest + 0.1)[1]
+
+
+@planted("chunk_rows", "nine times as long")
+def keeps_only_the_last_try(measure: Measure, sizes: Sequence[int], tries: int) -> int:
+    for _ in range(tries):
+        found = {size: measure(size) for size in sizes}
+    fastest = min(found.values())[0]
+    return min((held, size) for size, (seconds, held) in found.items() if seconds <= 1.1 * fastest)[1]
+
+
+@planted("chunk_rows", "nine times as long")
+def takes_the_median_in_turns(measure: Measure, sizes: Sequence[int], tries: int) -> int:
+    found = [{size: measure(size) for size in sizes} for _ in range(tries)]
+    middle = {size: median(each[size][0] for each in found) for size in sizes}
+    near = [size for size in sizes if middle[size] <= 1.1 * min(middle.values())]
+    return min(near, key=lambda size: found[0][size][1])
+
+
+@planted("same_loss_tokens", "Is it alpha")
+def takes_the_root_of_the_wrong_exponent(
+    law: ScalingLaw, parameters: float, tokens: float, part: float
+) -> float:
+    rest = law.predict(parameters, tokens) - law.E - law.A / (part * parameters) ** law.alpha
+    return (law.B / rest) ** (1 / law.alpha) if rest > 0 else math.inf
+
+
+@planted("same_loss_tokens", "Upside down")
+def divides_the_wrong_way_round(law: ScalingLaw, parameters: float, tokens: float, part: float) -> float:
+    rest = law.predict(parameters, tokens) - law.E - law.A / (part * parameters) ** law.alpha
+    return (rest / law.B) ** (1 / law.beta) if rest > 0 else math.inf
+
+
+@planted("same_loss_tokens", "how many times as many")
+def gives_the_ratio(law: ScalingLaw, parameters: float, tokens: float, part: float) -> float:
+    rest = law.predict(parameters, tokens) - law.E - law.A / (part * parameters) ** law.alpha
+    return (law.B / rest) ** (1 / law.beta) / tokens if rest > 0 else math.inf
+
+
+@planted("same_loss_tokens", "how many more")
+def gives_the_tokens_on_top(law: ScalingLaw, parameters: float, tokens: float, part: float) -> float:
+    rest = law.predict(parameters, tokens) - law.E - law.A / (part * parameters) ** law.alpha
+    return (law.B / rest) ** (1 / law.beta) - tokens if rest > 0 else math.inf
+
+
+@planted("same_loss_tokens", "without a search")
+def searches_in_steps(law: ScalingLaw, parameters: float, tokens: float, part: float) -> float:
+    target = law.predict(parameters, tokens)
+    for step in range(4000):
+        if law.predict(part * parameters, tokens * 10 ** (step / 1000)) <= target:
+            return tokens * 10 ** (step / 1000)
+    return math.inf
