@@ -46,6 +46,10 @@ def epoch_steps(answer: Answer) -> str:
         "is not full was counted (such a rest is dropped), or a step was added that has no window to read.",
     )
     expect(
+        answer(23, 5, 1) != 3,
+        "23 tokens make 4 windows of 5, and not 3. The first one starts at place 0: was it counted?",
+    )
+    expect(
         answer(64 * 29, 64, 7) != 5,
         "For 1,856 tokens in windows of 64 there is one window too many: the last token has no successor, "
         "so how many inputs have a target?",
@@ -60,7 +64,7 @@ def epoch_steps(answer: Answer) -> str:
         broken == int(broken),
         f"142 windows, 5 a step, came out as {broken:g} steps: can a step be done in part?",
     )
-    cases = {(163_841, 64, 32): 80, (163_841, 64, 16): 160, (1000, 7, 5): 29, (23, 5, 4): 1, (1856, 64, 7): 4}
+    cases = {(163_841, 64, 32): 80, (163_841, 64, 16): 160, (1000, 7, 5): 29, (23, 5, 1): 4, (1856, 64, 7): 4}
     for case, right in cases.items():
         given = answer(*case)
         expect(given == right, f"For tokens, context, batch_size = {case} it gives {given}. Count by hand.")
@@ -180,7 +184,7 @@ def repair_permutation_test(answer: Answer) -> str:
     expect(
         p(*apart) > 0.006,
         f"For 1 to 4 against 5 to 8, of 70 deals 2 are as far apart, and p is {p(*apart):.4f}. Does a "
-        "shuffle that is just as far apart count?",
+        "shuffle that is just as far apart count? And is each card dealt, to one hand alone?",
     )
     expect(
         abs(low - high) < 0.08,
@@ -198,10 +202,16 @@ def repair_permutation_test(answer: Answer) -> str:
         "60 shuffles, none as far apart, and p = 0: that says impossible. Is the deal that you saw not one "
         "of the deals?",
     )
+    least = p(*far, shuffles=19)
     expect(
-        abs(p(*far, shuffles=19) - 1 / 20) < 1e-9,
-        f"19 shuffles, none as far apart, give p = {p(*far, shuffles=19):.3f}. With the deal that you saw, "
-        "how many deals are that in all?",
+        0.04 < least < 0.06,
+        f"Of 19 shuffles none is as far apart, and p is {least:.4g}. Two things are counted: the shuffles "
+        "that are as far apart, and the deal that you saw. Do nothing else to their sum than divide it.",
+    )
+    expect(
+        abs(least - 1 / 20) < 1e-9,
+        f"19 shuffles, none as far apart, give p = {least:.3f}. With the deal that you saw, how many deals "
+        "are that in all?",
     )
     uneven = ([2, 5], [1, 3, 4, 6, 7, 8, 9, 10])
     for one, other in (mixed, uneven, ([2, 12], [3, 5, 4, 6])):

@@ -24,10 +24,13 @@ def _simulated(recipes: int, seeds: int) -> dict[str, float]:
     rng = np.random.default_rng(8)
     baseline, others = rng.normal(size=(40_000, seeds)), rng.normal(size=(40_000, recipes))
     mean, spread = baseline.mean(axis=1), np.ptp(baseline, axis=1)
-    best = others.min(axis=1)
+    best, each = others.min(axis=1), float((others < (mean - spread)[:, None]).mean())
     return {
         "right": float((best < mean - spread).mean()),
-        "each": float((others < (mean - spread)[:, None]).mean()),
+        "each": each,
+        "independent": 1 - (1 - each) ** recipes,
+        "average": float((others.mean(axis=1) < mean - spread).mean()),
+        "below the lowest": float((best < baseline.min(axis=1) - spread).mean()),
         "worst": float((others.max(axis=1) < mean - spread).mean()),
         "one seed": float((best < baseline[:, 0] - spread).mean()),
         "deviation": float((best < mean - baseline.std(axis=1, ddof=1)).mean()),
@@ -56,6 +59,10 @@ def false_discoveries(answer: Answer) -> str:
         "either side": side,
         "distance": side,
         "each": "That is the share of all single recipes. Of each sweep only its best one is announced.",
+        "independent": "The recipes of a sweep share one baseline: if that came out high by luck, all profit "
+        "at once. So their chances do not multiply.",
+        "average": "So often the mean of the recipes is so low. Of each sweep the best one is announced.",
+        "below the lowest": "The spread is taken off the baseline's mean, not off its best seed.",
         "worst": "The winner is the one with the lowest loss: was the highest taken?",
         "one seed": "The baseline has three seeds: it is their mean that the winner has to beat.",
         "deviation": deviation,
@@ -99,6 +106,12 @@ def seeds_needed(answer: Answer) -> str:
         2 * ratio: "Too few: n stands under a root. Square both sides to get it out.",
         6 * (sigma / effect) ** 2: "Too few: the 3 stands beside σ, so it is squared along with it.",
         2 * math.ceil(2 * ratio**2): "That is for both sides together. How many does each side need?",
+        2
+        * ratio**2
+        / len(losses): "σ is how far one run is off. It was estimated from 4 runs, and that makes "
+        "it no smaller.",
+        math.ceil(2 * ratio**2) - len(losses): "That is how many more than the 4 runs there are. How many in "
+        "all?",
         2 * (sigma / effect) ** 2: "With so few the effect is one standard deviation, not three.",
     }
     if needed != math.ceil(2 * ratio**2):

@@ -48,6 +48,11 @@ def uses_up_the_last_target(tokens: int, context: int, batch_size: int) -> int:
     return math.ceil(tokens // (context + 1) / batch_size)
 
 
+@planted("epoch_steps", "was it counted?")
+def forgets_the_first_window(tokens: int, context: int, batch_size: int) -> int:
+    return math.ceil((tokens - context) // context / batch_size)
+
+
 @planted("epoch_steps", "28.4 steps")
 def leaves_a_part_of_a_step(tokens: int, context: int, batch_size: int) -> float:
     return (tokens - 1) // context / batch_size
@@ -216,6 +221,25 @@ def always_takes_fifteen(recipes: int, seeds: int, sweeps: int, rng: np.random.G
     return float((others.min(axis=1) < baseline.mean(axis=1) - np.ptp(baseline, axis=1)).mean())
 
 
+@planted("false_discoveries", "share one baseline")
+def multiplies_the_chances(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
+    baseline, others = _runs(1, seeds, sweeps, rng)
+    single = (others[:, 0] < baseline.mean(axis=1) - np.ptp(baseline, axis=1)).mean()
+    return float(1 - (1 - single) ** recipes)
+
+
+@planted("false_discoveries", "the mean of the recipes")
+def takes_the_mean_of_the_recipes(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
+    baseline, others = _runs(recipes, seeds, sweeps, rng)
+    return float((others.mean(axis=1) < baseline.mean(axis=1) - np.ptp(baseline, axis=1)).mean())
+
+
+@planted("false_discoveries", "not off its best seed")
+def goes_below_the_best_seed(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> float:
+    baseline, others = _runs(recipes, seeds, sweeps, rng)
+    return float((others.min(axis=1) < baseline.min(axis=1) - np.ptp(baseline, axis=1)).mean())
+
+
 @planted("false_discoveries", "not divided")
 def counts_without_dividing(recipes: int, seeds: int, sweeps: int, rng: np.random.Generator) -> int:
     baseline, others = _runs(recipes, seeds, sweeps, rng)
@@ -270,6 +294,24 @@ def counts_the_seen_deal_above_the_line_only(
     seen = abs(np.mean(one) - np.mean(other))
     farther = 1 + (abs(_distances(one, other, shuffles, rng)) >= seen - 1e-9).sum()
     return min(1.0, float(farther / shuffles))
+
+
+@planted("repair_permutation_test", "Do nothing else to their sum")
+def doubles_one_direction(one: Losses, other: Losses, shuffles: int, rng: np.random.Generator) -> float:
+    seen = abs(np.mean(one) - np.mean(other))
+    farther = 1 + (_distances(one, other, shuffles, rng) >= seen - 1e-9).sum()
+    return min(1.0, float(2 * farther / (1 + shuffles)))
+
+
+@planted("repair_permutation_test", "to one hand alone")
+def deals_each_hand_from_all_cards(
+    one: Losses, other: Losses, shuffles: int, rng: np.random.Generator
+) -> float:
+    cards, seen, farther = np.array([*one, *other]), abs(np.mean(one) - np.mean(other)), 1
+    for _ in range(shuffles):
+        left, right = rng.permutation(cards)[: len(one)], rng.permutation(cards)[len(one) :]
+        farther += abs(left.mean() - right.mean()) >= seen - 1e-9
+    return float(farther / (1 + shuffles))
 
 
 @planted("repair_permutation_test", "Do both hands keep their sizes?")
@@ -333,3 +375,13 @@ def leaves_the_three_outside(losses: Losses, effect: float) -> int:
 @planted("seeds_needed", "How many does each side need")
 def adds_both_sides(losses: Losses, effect: float) -> int:
     return 2 * _needed(float(np.std(losses, ddof=1)), effect)
+
+
+@planted("seeds_needed", "makes it no smaller")
+def takes_the_error_of_a_mean(losses: Losses, effect: float) -> int:
+    return _needed(float(np.std(losses, ddof=1)) / math.sqrt(len(losses)), effect)
+
+
+@planted("seeds_needed", "How many in all?")
+def counts_those_still_missing(losses: Losses, effect: float) -> int:
+    return max(0, _needed(float(np.std(losses, ddof=1)), effect) - len(losses))
