@@ -33,6 +33,10 @@ def loaded_die(answer: Answer) -> str:
         "fraction upside down?",
     )
     expect(
+        not _close(fair, 2 ** math.log(6)),
+        "You took a natural logarithm of the probabilities and then a power of 2: from nats back goes e.",
+    )
+    expect(
         _close(fair, 6),
         f"Case 2: {fair:.2f}. This model gives every face the same probability, so its loss is the same "
         "whatever is thrown.",
@@ -98,6 +102,7 @@ def _built(vocab_size: int, context_length: int, d_model: int, n_layers: int) ->
 def _forgotten(vocab_size: int, context_length: int, d: int, n_layers: int) -> dict[int, str]:
     """What a count is off by, and what that is likely to be."""
     return {
+        -vocab_size * d: "the table of tokens: one vector for each of them, used at both ends",
         vocab_size * d: "the output matrix: it is the token embedding itself, one table counted once",
         -context_length * d: "the table of positions: one vector for each place",
         -2 * d: "the last norm, between the blocks and the output",
@@ -111,6 +116,11 @@ def _forgotten(vocab_size: int, context_length: int, d: int, n_layers: int) -> d
         -n_layers * 4 * d - 2 * d: "all the norms: each has two vectors",
         -n_layers * d * d: "an attention matrix: queries, keys, values, and one for the output",
         -n_layers * (d * d + d): "a layer of attention: queries, keys, values, and one for the output",
+        -n_layers * 4 * d * d: "one matrix of the MLP: it has two, up to 4 d features and down again",
+        -n_layers * (4 * d * d + d): "one layer of the MLP: it has two, up to 4 d features and down again",
+        -n_layers * 13 * d: "the biases and the norms of all blocks",
+        -n_layers * 13 * d - 2 * d: "all that is no matrix: the biases, and two vectors in each norm",
+        -(n_layers - 1) * (12 * d * d + 13 * d): "all blocks but one: each has tensors of its own",
         vocab_size: "a bias of the output layer: it has none here",
     }
 
@@ -214,7 +224,7 @@ def _reheat_mistakes(given: Tensor, probabilities: Tensor, temperature: float) -
         "out again.",
     )
     expect(
-        not is_one_of(divided.softmax(-1)),
+        not is_one_of(divided.softmax(-1), probabilities.pow(1 / temperature).softmax(-1)),
         "You took a softmax of probabilities: they are no logits, and the result is almost flat.",
     )
     flipped = probabilities.pow(temperature)

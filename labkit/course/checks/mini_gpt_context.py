@@ -65,7 +65,7 @@ def context_race(answer: Answer) -> str:
     expect(
         abs(together - few[2]) < 1e-4,
         f"Two parts of a held-out text get {together:.5f} together, and the whole text {few[2]:.5f}: "
-        "were all of its tokens judged?",
+        "were all of its tokens judged, each as much as any other? Batches may differ in size.",
     )
     return "Mind one thing more: a short window has a larger share of places that have seen next to nothing."
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from labkit.config import GPTConfig, TrainConfig
 from labkit.course.check import Answer, expect
+from labkit.course.checks.mini_gpt_context import is_number
 from labkit.course.checks.pretraining_stop import early_stopping as early_stopping
 from labkit.model import GPT
 from labkit.text import CharTokenizer
@@ -38,7 +39,8 @@ def tokenizer_winner(answer: Answer) -> str:
         expect(
             str(name) in trained, f"The first of the two must be one of {', '.join(trained)}. It is {name!r}."
         )
-        expect(isinstance(found, int | float), f"The second of the two must be a number. It is {found!r}.")
+        expect(is_number(found), f"The second of the two must be a number. It is {found!r}.")
+        found = float(found)
         nats, size = trained[name]
         bits = nats / math.log(2)
         for wrong, why in {
@@ -212,7 +214,7 @@ def accumulated_gradient(answer: Answer) -> str:
         torch.allclose(gradient(), 0.05 * right / right.norm(), rtol=1e-4),
         "With clip=0.05 the gradient points elsewhere: sums of clipped parts are not the clipped sum.",
     )
-    expect(isinstance(loss, int | float), f"Return the loss as a number, not {type(loss).__name__}.")
+    expect(isinstance(loss, int | float), f"Return `loss.item()`s added up, not a {type(loss).__name__}.")
     expect(
         math.isclose(loss, right_loss, rel_tol=1e-6),
         f"The gradients are right. But the mean loss over all targets is {right_loss:.3f}, not {loss:.3f}.",
@@ -242,7 +244,8 @@ def optimizer_numbers(answer: Answer) -> str:
         large, all_of_them = (sum(each.numel() for each in tensors if each.ndim >= least) for least in (1, 0))
         in_file = sum(each.numel() for each in _tensors(state))
         found = answer(path)
-        expect(isinstance(found, int | float), f"Return a number, not {type(found).__name__}.")
+        expect(is_number(found), f"Return a number, not {type(found).__name__}.")
+        found = round(float(found))
         about = f"For a checkpoint of {optimizer} you count {found:,} numbers: "
         expect(found != 0, about + "are there dictionaries within lists within dictionaries?")
         expect(
@@ -261,6 +264,8 @@ def optimizer_numbers(answer: Answer) -> str:
             found not in (4 * large, 4 * all_of_them),
             about + "these are bytes. A number in float32 takes four of them.",
         )
+        size = (path / "state.pt").stat().st_size
+        expect(found not in (size, size // 4), about + "that is the size of the file, and more is in it.")
         expect(
             found <= in_file,
             about
@@ -276,7 +281,7 @@ def optimizer_numbers(answer: Answer) -> str:
         )
         expect(
             found >= large,
-            about + "that is too few. With Muon there are two optimizers, each with a state of its own.",
+            about + "too few. With Muon there are two optimizers, each with a state and names of its own.",
         )
         seen[optimizer] = large / parameters
     return (

@@ -27,7 +27,8 @@ MISTAKES: tuple[dict[str, str], ...] = (
         "best 2": "Return steps, as in the first place of a triple, not places in the list.",
         "best 4.0": "Return steps, not losses.",
         "stop 22": "Patience counts evaluations, and one comes every 10 steps.",
-        "stop 30": "One bad evaluation may be chance: that is what the patience is for.",
+        "stop 30": "One bad evaluation may be chance: that is what the patience is for. You stop at the last "
+        "of the bad ones, not at the first.",
         "stop 50": "One evaluation more than the patience allows, or one that was worse did not count.",
         "stop 70": "After the stop there is nothing left to look at.",
     },

@@ -26,6 +26,11 @@ def gives_the_losses_in_bits() -> tuple[float, float, float]:
     return 2.161, 2.585, 2.935
 
 
+@planted("loaded_die", "from nats back goes e")
+def takes_nats_for_bits() -> tuple[float, float, float]:
+    return 2**1.498, 2**1.792, 2**2.034
+
+
 @planted("loaded_die", "No perplexity is below 1")
 def turns_them_upside_down() -> tuple[float, float, float]:
     return 1 / math.sqrt(20), 1 / 6, 0.13
@@ -126,6 +131,36 @@ def an_mlp_of_width_d(v: int, t: int, d: int, n: int) -> int:
     return _count(v, t, d, n) - n * (6 * d * d + 3 * d)
 
 
+@planted("gpt_parameters", "the table of tokens")
+def forgets_the_token_table(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) - v * d
+
+
+@planted("gpt_parameters", "one matrix of the MLP")
+def forgets_the_way_down(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) - n * 4 * d * d
+
+
+@planted("gpt_parameters", "one layer of the MLP")
+def gives_the_mlp_one_layer(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n) - n * (4 * d * d + d)
+
+
+@planted("gpt_parameters", "the biases and the norms of all blocks")
+def counts_only_matrices_in_blocks(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n, bias=0, norms=0)
+
+
+@planted("gpt_parameters", "all that is no matrix")
+def counts_only_matrices(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, n, bias=0, norms=0, last=0)
+
+
+@planted("gpt_parameters", "all blocks but one")
+def counts_one_block(v: int, t: int, d: int, n: int) -> int:
+    return _count(v, t, d, 1)
+
+
 @planted("gpt_batch", "very token that it reads")
 def target_is_input(ids: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
     inputs = ids[starts[:, None] + torch.arange(context)]
@@ -182,6 +217,11 @@ def divides_and_normalises(probabilities: Tensor, temperature: float) -> Tensor:
 @planted("reheat", "a softmax of probabilities")
 def softmax_twice(probabilities: Tensor, temperature: float) -> Tensor:
     return (probabilities / temperature).softmax(-1)
+
+
+@planted("reheat", "a softmax of probabilities")
+def takes_a_softmax_of_the_powers(probabilities: Tensor, temperature: float) -> Tensor:
+    return probabilities.pow(1 / temperature).softmax(-1)
 
 
 @planted("reheat", "are these still logarithms")
@@ -266,6 +306,19 @@ def judges_the_first_windows(
         model, events = _trained(train_ids, vocab_size, context, steps, 384 // context)
         some = next(WindowDataset(val_ids, context).batches(128, limit=128))
         rows[context] = (events[-1].tokens, evaluate_loss(model, *some))
+    return rows
+
+
+@planted("context_race", "Batches may differ in size")
+def averages_the_means_of_unequal_batches(
+    train_ids: Tensor, val_ids: Tensor, vocab_size: int, contexts: Iterable[int], steps: int
+) -> Rows:
+    rows = {}
+    for context in contexts:
+        torch.manual_seed(0)
+        model, events = _trained(train_ids, vocab_size, context, steps, 384 // context)
+        means = [evaluate_loss(model, *batch) for batch in WindowDataset(val_ids, context).batches(100)]
+        rows[context] = (events[-1].tokens, sum(means) / len(means))
     return rows
 
 

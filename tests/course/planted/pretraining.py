@@ -181,6 +181,18 @@ def returns_the_sum_of_the_losses(model: nn.Module, x: Tensor, y: Tensor, size: 
     return total
 
 
+@planted("accumulated_gradient", "`loss.item()`s added up")
+def returns_a_tensor(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> Tensor:
+    model.zero_grad()
+    total = torch.zeros(())
+    for inputs, targets, share in _parts(x, y, size):
+        loss = _loss(model, inputs, targets) * share
+        loss.backward()
+        total = total + loss.detach()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    return total
+
+
 @planted("accumulated_gradient", "6 sequences at once")
 def takes_the_batch_whole(model: nn.Module, x: Tensor, y: Tensor, size: int, clip: float) -> float:
     model.zero_grad()
@@ -266,7 +278,7 @@ def looks_for_one_optimizer_only(folder: Path) -> int:
     return sum(each.numel() for each in _all_tensors(_state(folder)["optimizer"].get("state")))
 
 
-@planted("optimizer_numbers", "each with a state of its own")
+@planted("optimizer_numbers", "each with a state and names")
 def reads_the_first_of_two_optimizers(folder: Path) -> int:
     optimizer = _state(folder)["optimizer"]
     several = optimizer.get("optimizers")
@@ -276,6 +288,22 @@ def reads_the_first_of_two_optimizers(folder: Path) -> int:
 @planted("optimizer_numbers", "these are bytes")
 def counts_bytes(folder: Path) -> int:
     return sum(each.nbytes for each in _all_tensors(_state(folder)["optimizer"]))
+
+
+@planted("optimizer_numbers", "the size of the file")
+def weighs_the_file(folder: Path) -> int:
+    return (folder / "state.pt").stat().st_size // 4
+
+
+@planted("optimizer_numbers", "a state and names of its own")
+def asks_muon_for_the_names_of_adamw(folder: Path) -> int:
+    optimizer = _state(folder)["optimizer"]
+    several = optimizer.get("optimizers")
+    count = 0
+    for each in several if isinstance(several, list) else [optimizer]:
+        for averages in each["state"].values():
+            count += sum(averages[name].numel() for name in ("exp_avg", "exp_avg_sq") if name in averages)
+    return count
 
 
 @planted("optimizer_numbers", "Is it the file in `folder` that you read?")
@@ -313,6 +341,13 @@ def keeps_the_last_weights(history: History, patience: int) -> tuple[int, int]:
 @planted("early_stopping", "may be chance")
 def stops_at_the_first_rise(history: History, patience: int) -> tuple[int, int]:
     return stops_right(history, 1)
+
+
+@planted("early_stopping", "not at the first")
+def stops_at_the_first_of_the_bad_ones(history: History, patience: int) -> tuple[int, int]:
+    best, stop = stops_right(history, patience)
+    bad = [step for step, *_ in history if best < step <= stop]
+    return best, bad[0] if len(bad) == patience else stop
 
 
 @planted("early_stopping", "evaluation more than the patience")
