@@ -186,6 +186,6 @@ def test_the_command_itself_exits_with_the_code(out: Path) -> None:
 
 
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
-    command = f"{sys.executable} -m labkit progress | true"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    command = ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m labkit progress | true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

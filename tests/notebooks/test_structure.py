@@ -72,8 +72,8 @@ def good_notebook() -> NotebookNode:
 def lesson(tmp_path: Path) -> Path:
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    for name in ("notebooks/README.md", "notebooks/01_a.ipynb", "notebooks/03_c.ipynb", "notebooks/picture.png"):
-        (tmp_path / name).touch()
+    for name in ("README.md", "01_a.ipynb", "03_c.ipynb", "picture.png"):
+        (folder / name).touch()
     return folder / "02_b.ipynb"
 
 
