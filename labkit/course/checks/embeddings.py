@@ -21,7 +21,7 @@ def expensive_text(answer: Answer) -> str:
     expect(len(text) >= 4, f"{len(text)} characters are fewer than four.")
     expect(
         len(set(text)) >= 4,
-        f"{len(set(text))} different characters are fewer than four: one lucky find is not enough.",
+        f"Different characters: {len(set(text))}. Four are asked for: one lucky find is not enough.",
     )
     tokens = len(GPT2Tokenizer().encode(text))
     share, widest = tokens / len(text), max(len(character.encode()) for character in text)
@@ -58,6 +58,8 @@ def decode(answer: Answer) -> str:
         f"Pieces na, na, space, n give {text!r}. What does an id stand for: a character, or an entry of "
         "pieces?",
     )
+    text = answer([258, 110, 258], pieces)
+    expect(text == " n ", f"Space, n, space give {text!r}: the spaces at the ends belong to the text, too.")
     smile = "a🙂é"
     text = answer(list(smile.encode()), pieces)
     expect(
@@ -161,6 +163,10 @@ def wider_model(answer: Answer) -> str:
         "A token has length 0.02 √d here, and a position √(d/2). What becomes of their ratio when d grows?",
         "",
         "What is the length of a row from N(0, 1/d), after the factor? Do both lengths grow alike?",
+    )
+    expect(
+        abs(given[3] - 0.077) > 0.02,
+        f"{names[3]}: {given[3]:.3f} is what one measures with the values of d = 128. What is 1/d now?",
     )
     for number, name in enumerate(names):
         if number != 2:

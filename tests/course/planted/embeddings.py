@@ -49,6 +49,11 @@ def runes_with_a_space() -> str:
     return "ᚠᚢᚦᚨᚱ ᚠᚢᚦᚨᚱ"
 
 
+@planted("decode", "spaces at the ends")
+def strips_the_text(ids: Sequence[int], pieces: Sequence[bytes]) -> str:
+    return b"".join(pieces[each] for each in ids).decode(errors="replace").strip()
+
+
 @planted("decode", "When is it decoded")
 def each_piece_by_itself(ids: Sequence[int], pieces: Sequence[bytes]) -> str:
     return "".join(pieces[i].decode(errors="replace") for i in ids)
@@ -150,6 +155,11 @@ def rounds_towards_zero(n_ids: int, context_length: int, stride: int) -> int:
 @planted("window_count", "Draw it")
 def divides_twice(n_ids: int, context_length: int, stride: int) -> int:
     return max(0, (n_ids - 1) // stride - context_length // stride + 1)
+
+
+@planted("wider_model", "What is 1/d now?")
+def keeps_the_narrow_values() -> list[float]:
+    return [0.20, 1.00, 0.62, 0.08]
 
 
 @planted("wider_model", "is the share at d = 128")
