@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,11 +48,12 @@ def which_temperature(answer: Answer) -> str:
     # A text of unlikely tokens, as at a negative temperature, is likeliest at the hottest candidate.
     drawn_at = {0.6: 3, 1.0: 3, -2.0: 3, 1.3: -9, 8.0: 3}
     cases = [(*_drawn(tau, shift), candidates) for tau, shift in drawn_at.items()]
+    cases.append((*_always_the_second(), candidates))
     said = [answer(*case) for case in cases]
     for each in said:
         one = isinstance(each, float) and each in candidates
         expect(one, f"It returned {each!r:.40}, not one of the candidates {candidates} itself.")
-    right = [0.6, 1.0, 2.5, 1.3, 2.5]
+    right = [0.6, 1.0, 2.5, 1.3, 2.5, 0.6]
     for score, mistake in _TEMPERATURE_MISTAKES.items():
         wrong = [max(candidates, key=lambda tau: score(z, ids, tau)) for z, ids, _ in cases]
         expect(said == right or said != wrong, mistake)
@@ -66,6 +68,15 @@ def _drawn(temperature: float, shift: float) -> tuple[Tensor, Tensor]:
     return logits, draw((logits / temperature).softmax(-1), torch.rand(300, dtype=torch.float64))
 
 
+def _always_the_second() -> tuple[Tensor, Tensor]:
+    """Two tokens lead every row, and the text never takes the first: likeliest where the two share most."""
+    logits = torch.randn(300, 13)
+    first, second = logits.topk(2).indices.unbind(-1)
+    rows = torch.arange(300)
+    logits[rows, first], logits[rows, second] = 4.1, 4.0
+    return logits, second
+
+
 def _of(rows: Tensor, tokens: Tensor) -> Tensor:
     return rows.gather(-1, tokens[:, None])
 
@@ -76,6 +87,15 @@ _TEMPERATURE_MISTAKES: dict[Callable[[Tensor, Tensor, float], float], str] = {
     ),
     lambda z, ids, tau: _of((z / tau).softmax(-1), ids).prod().item(): (
         "A product of hundreds of probabilities is 0 in float32 for every candidate, and the first one wins."
+    ),
+    lambda z, ids, tau: _of((z / tau).softmax(-1), ids).double().prod().item(): (
+        "A product of hundreds of probabilities can be 0 in float64 too. Then the first candidate wins."
+    ),
+    lambda z, ids, tau: (
+        -abs(((z / tau).softmax(-1).amax(-1).mean() - (z.argmax(-1) == ids).double().mean()).item())
+    ): (
+        "You count how often the likeliest token comes. Which of the others come is evidence, too: how "
+        "likely is *this* text?"
     ),
     lambda z, ids, tau: _of((z / tau).softmax(-1), ids).sum().item(): (
         "You added probabilities. Those of the tokens multiply to that of the text; what adds up is their "
@@ -164,6 +184,9 @@ _TYPICAL_MISTAKES: dict[Distance, str] = {
     ),
     lambda surprise, entropy: -(surprise - entropy).abs(): (
         "The tokens farthest from the entropy come first: is the sort the wrong way round?"
+    ),
+    lambda surprise, entropy: (surprise - entropy / math.log(2)).abs(): (
+        "The entropy is in bits and the surprise in nats: take the same logarithm for both."
     ),
     lambda surprise, _: (surprise - surprise.mean()).abs(): (
         "The entropy is the mean surprise *under p*: a token counts as much as it is likely."

@@ -19,8 +19,18 @@ def beam_search(answer: Answer) -> str:
     one, three = ([_beams(*world, b)[0] for world in worlds] for b in (1, 3))
     greedy = [text for _, text in one]
     alone = [_found(answer, *world, 1, calls) for world in worlds]
+    multiplied = [
+        _beams(*world, 1, lambda score, last: (score or 1.0) * last)[0][1] for world in worlds
+    ]  # the first beginning has the score 1
     expect(
-        alone == greedy, "With b=1 it is not greedy's text: one beginning goes on with its likeliest child."
+        alone != multiplied,
+        "You multiply log-probabilities: two negative numbers, and the unlikeliest child wins. Probabilities "
+        "multiply; their logarithms add up.",
+    )
+    expect(
+        alone == greedy,
+        "With b=1 it is not greedy's text: one beginning goes on with its likeliest child. "
+        "Do the scores add up logarithms, from 0 on?",
     )
     found = [_found(answer, *world, 3, calls) for world in worlds]
     if found != [text for _, text in three]:
@@ -99,6 +109,19 @@ def _beams(
     return [(score, row[len(ids) :]) for score, row in beams]
 
 
+def _alone_to_the_end(says: Says, ids: list[int], b: int) -> tuple[float, list[int]]:
+    """The first step's b children, each continued greedily, and the best of these texts."""
+    ends = []
+    first = says(torch.tensor([ids]))[0]
+    for token in first.topk(b).indices.tolist():
+        score, new = first[token].item(), [token]
+        for _ in range(5):
+            said = says(torch.tensor([[*ids, *new]]))[0]
+            score, new = score + said.max().item(), [*new, int(said.argmax())]
+        ends.append((score, new))
+    return max(ends)
+
+
 _BEAM_MISTAKES: dict[Callable[[Says, list[int]], tuple[float, list[int]]], str] = {
     lambda says, ids: _beams(says, ids, 3, lambda _, last: last)[0]: (
         "Beams are ranked by their last token alone. A text is as likely as all of its tokens: "
@@ -110,6 +133,10 @@ _BEAM_MISTAKES: dict[Callable[[Says, list[int]], tuple[float, list[int]]], str] 
     lambda says, ids: _beams(says, ids, 3, mixed=True)[0]: (
         "Tokens are appended to the wrong beginnings: bring the rows into the order of the "
         "survivors' parents first."
+    ),
+    lambda says, ids: _alone_to_the_end(says, ids, 3): (
+        "Every beam has one child that stays. At each step the b likeliest of *all* children stay: one beam "
+        "may have two of them, and another none."
     ),
     lambda says, ids: _beams(says, ids, 3)[-1]: "It returns the last of the beams, not the likeliest.",
 }

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from labkit.config import GPTConfig
 from labkit.course.check import Answer, Wrong, expect
+from labkit.course.checks.weight_loading_difference import first_difference as first_difference
+from labkit.course.checks.weight_loading_difference import spread
 from labkit.model import GPT
 from labkit.weights.gpt2 import GPT2
 from labkit.weights.mapping import collect
@@ -46,6 +48,8 @@ def first_byte(answer: Answer) -> str:
             start + 4 * number: f"you went on by 4 bytes a number; each takes {size}.",
             start + size * row * columns + column: "a number takes that many bytes within a row, too.",
             8 + n + size * (begin + number): "`begin` counts bytes already.",
+            start + row * columns + size * column: "the rows before take that many bytes a number, too.",
+            start + size * ((row - 1) * columns + column - 1): "rows and columns are counted from 0.",
             start + size * (column * rows + row): "you counted down the columns. Which are neighbours?",
             start + size * (row * rows + column): "how many numbers has a row? You took the number of rows.",
         }
@@ -93,7 +97,7 @@ def loading_alarms(answer: Answer) -> str:
 
 def _what_rings() -> dict[str, set[str]]:
     config = GPTConfig(vocab_size=19, context_length=11, d_model=12, n_layers=2, n_heads=4)
-    right = _spread(GPT(config).eval())
+    right = spread(GPT(config).eval())
     ids = torch.randint(0, 19, (3, 11))
     expected, published = right(ids), collect(right, GPT2)
     heads, no_value_bias = copy.deepcopy(right), copy.deepcopy(right)
@@ -158,6 +162,7 @@ def _judge_weight(found: Tensor, parts: Tensor, weight: Tensor, n_heads: int) ->
             "in the file, which changes slower, the head or the part?",
         ),
         (by_feature.flatten(0, 2).T, "a head owns neighbouring columns."),
+        (weight.unflatten(0, (d, 3)).transpose(0, 1).flatten(0, 1).T, "not every third row makes a query."),
         (weight.reshape(d, -1), "`reshape` and `view` turn nothing."),
         (parts.reshape(d, -1), "`reshape` and `view` turn nothing."),
     ]
@@ -184,7 +189,7 @@ def repair_loader(answer: Answer) -> str:
     learned = replace(base, tie_weights=False)
     computed = replace(base, positions="sinusoidal"), replace(learned, positions="rotary")
     for config in (base, learned, *computed):
-        right, tied = _spread(GPT(config).eval()), config.tie_weights
+        right, tied = spread(GPT(config).eval()), config.tie_weights
         model = _loaded(answer, right)
         of = f"With positions={config.positions!r} and tie_weights={tied}"
         held = dict(itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers()))
@@ -224,76 +229,3 @@ def _loaded(answer: Answer, right: GPT) -> GPT:
 
 def _same(one: Tensor, other: Tensor | None) -> bool:
     return other is not None and one.shape == other.shape and torch.equal(one, other)
-
-
-def first_difference(answer: Answer) -> str:
-    config = GPTConfig(
-        vocab_size=23,
-        context_length=9,
-        d_model=12,
-        n_layers=3,
-        n_heads=2,
-        activation="swiglu",
-        tie_weights=False,
-    )
-    one, ids = _spread(GPT(config).eval()), torch.randint(0, 23, (2, 7))
-    for place in ("blocks.1.attention.value", "blocks.2.mlp.gate", "blocks.0.norm2", "head"):
-        other = copy.deepcopy(one)
-        other.token_embedding.weight.data += 1e-6  # as another machine might round
-        other.get_parameter(f"{place}.weight").data += 0.1
-        _judge_place(_named(answer, one, other, ids), place, _finishing_order(one, ids))
-    damaged = copy.deepcopy(one)
-    damaged.get_parameter("blocks.0.mlp.up.weight").data[3, 2] = torch.nan
-    expect(
-        _named(answer, one, damaged, ids) == "blocks.0.mlp.up",
-        "A weight of blocks.0.mlp.up is nan, and you name something else: `nan > 1e-4` is False.",
-    )
-    expect(_named(answer, one, copy.deepcopy(one), ids) == "", 'Two equal models: return the empty text "".')
-    return "Keep it: with it one looks for the mistake in one module, and not in a whole model."
-
-
-def _named(answer: Answer, one: GPT, other: GPT, ids: Tensor) -> str:
-    found: str = answer(one, other, ids)
-    expect(isinstance(found, str), f"Return a module's name as a text, not {type(found).__name__}.")
-    modules = [*one.modules(), *other.modules()]
-    left = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
-    expect(left == 0, f"{left} hooks are left behind: the next comparison would record everything twice.")
-    return found
-
-
-def _judge_place(found: str, place: str, order: list[str]) -> None:
-    named = f"Two models differ in the weight of {place}; you name {found or 'the whole model'}"
-    outside = found == "" or place.startswith(f"{found}.")
-    expect(not outside, f"{named}, which contains it. Which of the two finishes first?")
-    expect(found in order, f"{named}, and no module of that name runs.")
-    rounding = found in ("token_embedding", "dropout")
-    expect(not rounding, f"{named}: there they differ by a millionth. That is rounding; how much is allowed?")
-    late = order.index(found) - order.index(place)
-    twice = " when it first runs; it runs twice" if found.endswith("dropout") else ""
-    expect(late >= 0, f"{named}, which runs before it and gives the same in both{twice}.")
-    expect(
-        late == 0 or found != "head", f"{named}, the last one that differs. Does each hook know its own name?"
-    )
-    expect(late != 1, f"{named}, the one after it: its *inputs* are the first to differ.")
-    expect(
-        late == 0, f"{named}, which runs later. Do you look at all modules, in the order in which they run?"
-    )
-
-
-def _finishing_order(model: GPT, ids: Tensor) -> list[str]:
-    order: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: order.append(name))
-        for name, module in model.named_modules()
-    ]
-    model(ids)
-    for hook in hooks:
-        hook.remove()
-    return list(dict.fromkeys(order))
-
-
-def _spread(model: GPT) -> GPT:
-    """Weights and biases large enough that every one of them shows in the logits."""
-    for parameter in model.parameters():
-        parameter.data = torch.randn_like(parameter) * 0.4 + (0.5 if parameter.ndim == 1 else 0)
-    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -94,6 +95,25 @@ def the_mean_probability(logits: Tensor, tokens: Tensor, candidates: Sequence[fl
     return max(candidates, key=score)
 
 
+@planted("which_temperature", "can be 0 in float64")
+def product_of_python_numbers(logits: Tensor, tokens: Tensor, candidates: Sequence[float]) -> float:
+    def score(tau: float) -> float:
+        rows = (logits / tau).softmax(-1)
+        return math.prod(rows[place, token].item() for place, token in enumerate(tokens.tolist()))
+
+    return max(candidates, key=score)
+
+
+@planted("which_temperature", "how often the likeliest token comes")
+def share_of_the_leaders(logits: Tensor, tokens: Tensor, candidates: Sequence[float]) -> float:
+    share = (logits.argmax(-1) == tokens).double().mean()
+
+    def apart(tau: float) -> float:
+        return ((logits / tau).softmax(-1).amax(-1).mean() - share).abs().item()
+
+    return min(candidates, key=apart)
+
+
 @planted("which_temperature", "*least* likely")
 def the_smallest_log_probability(logits: Tensor, tokens: Tensor, candidates: Sequence[float]) -> float:
     def score(tau: float) -> float:
@@ -171,6 +191,13 @@ def softmax_over_the_batch(logits: Tensor, share: float) -> Tensor:
 def plain_mean_for_entropy(logits: Tensor, share: float) -> Tensor:
     logp = logits.log_softmax(-1)
     return _filtered(logits, (logp.mean(-1, keepdim=True) - logp).abs().argsort(-1), share)
+
+
+@planted("typical", "The entropy is in bits")
+def entropy_in_bits_alone(logits: Tensor, share: float) -> Tensor:
+    logp = logits.log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1, keepdim=True) / math.log(2)
+    return _filtered(logits, (-logp - entropy).abs().argsort(-1), share)
 
 
 @planted("typical", "another number than before")
@@ -266,6 +293,37 @@ def _beam(
 @planted("beam_search", "the same child three times")
 def all_beams_alike_at_first(says: Says, ids: Sequence[int], count: int, b: int) -> list[int]:
     return _beam(says, ids, count, b, copies=b)[0].tolist()
+
+
+@planted("beam_search", "You multiply log-probabilities")
+def log_probabilities_multiplied(says: Says, ids: Sequence[int], count: int, b: int) -> list[int]:
+    rows, scores = torch.tensor([list(ids)]), torch.ones(1)
+    for _ in range(count):
+        totals = scores[:, None] * says(rows)
+        scores, index = totals.flatten().topk(min(b, totals.numel()))
+        rows = torch.cat([rows[index // totals.shape[1]], index[:, None] % totals.shape[1]], dim=1)
+    return rows[0, len(ids) :].tolist()
+
+
+@planted("beam_search", "from 0 on")
+def log_probabilities_multiplied_from_zero(says: Says, ids: Sequence[int], count: int, b: int) -> list[int]:
+    rows, scores = torch.tensor([list(ids)]), torch.zeros(1)
+    for _ in range(count):
+        totals = scores[:, None] * says(rows)
+        scores, index = totals.flatten().topk(min(b, totals.numel()))
+        rows = torch.cat([rows[index // totals.shape[1]], index[:, None] % totals.shape[1]], dim=1)
+    return rows[0, len(ids) :].tolist()
+
+
+@planted("beam_search", "one child that stays")
+def each_beam_alone_to_the_end(says: Says, ids: Sequence[int], count: int, b: int) -> list[int]:
+    said = says(torch.tensor([list(ids)]))[0]
+    scores, first = said.topk(min(b, len(said)))
+    rows = torch.cat([torch.tensor([list(ids)] * len(first)), first[:, None]], dim=1)
+    for _ in range(count - 1):
+        best, token = says(rows).max(-1)
+        scores, rows = scores + best, torch.cat([rows, token[:, None]], dim=1)
+    return rows[scores.argmax(), len(ids) :].tolist()
 
 
 @planted("beam_search", "those of one beam only")

@@ -56,6 +56,20 @@ def bytes_for_rows_alone(n: int, begin: int, shape: tuple[int, int], size: int, 
     return 8 + n + begin + size * row * shape[1] + column
 
 
+@planted("first_byte", "the rows before take")
+def bytes_within_a_row_alone(
+    n: int, begin: int, shape: tuple[int, int], size: int, row: int, column: int
+) -> int:
+    return 8 + n + begin + row * shape[1] + size * column
+
+
+@planted("first_byte", "counted from 0")
+def rows_and_columns_from_one(
+    n: int, begin: int, shape: tuple[int, int], size: int, row: int, column: int
+) -> int:
+    return 8 + n + begin + size * ((row - 1) * shape[1] + column - 1)
+
+
 @planted("first_byte", "`begin` counts bytes already")
 def begin_counted_in_numbers(
     n: int, begin: int, shape: tuple[int, int], size: int, row: int, column: int
@@ -144,6 +158,11 @@ def keys_before_queries(weight: Tensor, bias: Tensor, n_heads: int) -> tuple[Ten
 @planted("neox_to_gpt2", "the bias is still in GPT-NeoX's order")
 def bias_as_it_was(weight: Tensor, bias: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
     return _joined(_three(weight, n_heads), bias)
+
+
+@planted("neox_to_gpt2", "not every third row")
+def every_third_row(weight: Tensor, bias: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
+    return _joined(tuple(weight[i::3] for i in range(3)), torch.cat([bias[i::3] for i in range(3)]))
 
 
 @planted("neox_to_gpt2", "a head owns neighbouring columns")
@@ -317,3 +336,29 @@ def blind_to_nan(one: nn.Module, other: nn.Module, ids: Tensor) -> str:
         if (left - right).abs().max() > 1e-4:
             return name
     return ""
+
+
+@planted("first_difference", "Do you compare outputs")
+def compares_weights(one: nn.Module, other: nn.Module, ids: Tensor) -> str:
+    pairs = zip(one.named_parameters(), other.named_parameters(), strict=True)
+    differing = [name for (name, left), (_, right) in pairs if not (left - right).abs().max() <= 1e-4]
+    return _first([name.rpartition(".")[0] for name in differing])
+
+
+@planted("first_difference", "A mean would hide it")
+def compares_means(one: nn.Module, other: nn.Module, ids: Tensor) -> str:
+    pairs = zip(_seen(one, ids), _seen(other, ids), strict=True)
+    return _first([name for (name, left), (_, right) in pairs if not (left - right).abs().mean() <= 1e-4])
+
+
+@planted("first_difference", "The first model came in training mode")
+def leaves_both_in_evaluation_mode(one: nn.Module, other: nn.Module, ids: Tensor) -> str:
+    return _first(_differing(_seen(one.eval(), ids), _seen(other.eval(), ids)))
+
+
+@planted("first_difference", "The other model came in evaluation mode")
+def leaves_both_in_training_mode(one: nn.Module, other: nn.Module, ids: Tensor) -> str:
+    found = _first(_differing(_seen(one.eval(), ids), _seen(other.eval(), ids)))
+    one.train()
+    other.train()
+    return found
