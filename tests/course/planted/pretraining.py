@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -297,10 +298,9 @@ def weighs_the_file(folder: Path) -> int:
 
 @planted("optimizer_numbers", "a state and names of its own")
 def asks_muon_for_the_names_of_adamw(folder: Path) -> int:
-    optimizer = _state(folder)["optimizer"]
-    several = optimizer.get("optimizers")
+    optimizer: Any = _state(folder)["optimizer"]
     count = 0
-    for each in several if isinstance(several, list) else [optimizer]:
+    for each in optimizer.get("optimizers", [optimizer]):
         for averages in each["state"].values():
             count += sum(averages[name].numel() for name in ("exp_avg", "exp_avg_sq") if name in averages)
     return count
