@@ -69,7 +69,8 @@ def same_loss_tokens(law: ScalingLaw, parameters: float, tokens: float, part: fl
 
     Take from the target loss what the new model cannot get below, $E + A/(pN)^\\alpha$. If nothing is
     left, no amount of text will do. Otherwise $B / D^\\beta$ must be what is left, so
-    $D = (B / \\text{left})^{1/\\beta}$.
+    $D = (B / \\text{left})^{1/\\beta}$. For half of the largest of our models that is 2.4 times
+    the text: 1.2 times the operations in training, and half of them for each character.
     """
     target = float(law.predict(parameters, tokens))
     left = target - law.E - law.A / (part * parameters) ** law.alpha
