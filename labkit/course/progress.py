@@ -89,7 +89,7 @@ def checklist(lesson: Lesson) -> list[Line]:
         state = "" if "right" in entry else "not right yet" if entry["tries"] else "not attempted yet"
         lines.append(Line(str(exercise), "right" in entry, state))
     words = own_words(lesson.name)
-    missing = f'write below "Yours" of this lesson in {JOURNAL}' if not words else ""
+    missing = f'write below "Yours" in {JOURNAL}' if not words else ""
     return [*lines, Line("Your own answers to the reflection questions", bool(words), missing)]
 
 
