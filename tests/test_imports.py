@@ -22,7 +22,19 @@ def test_import_labkit_loads_nothing_heavy() -> None:
     assert loaded_after("import labkit") == set()
 
 
-COMMANDS = ["fetch", "doctor", "encode", "train", "resume", "sample", "sweep", "export", "import", "runs"]
+COMMANDS = [
+    "fetch",
+    "doctor",
+    "encode",
+    "train",
+    "resume",
+    "sample",
+    "progress",
+    "sweep",
+    "export",
+    "import",
+    "runs",
+]
 COMMANDS += ["dashboard", "eval", "serve", "runs list", "runs show", "runs compare", "runs checkpoints"]
 
 
