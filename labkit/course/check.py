@@ -17,7 +17,7 @@ import importlib
 import inspect
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -156,9 +156,15 @@ def _unchanged(before: Any, after: Any) -> bool:
     if isinstance(after, torch.Tensor):
         same_shape = before.shape == after.shape
         return same_shape and torch.equal(before.nan_to_num(), after.detach().nan_to_num())
-    if isinstance(after, Sequence | dict | set) and not isinstance(after, str | bytes):
-        return len(before) == len(after)
-    return True
+    if isinstance(after, dict):
+        return before.keys() == after.keys() and all(_same(before[key], after[key]) for key in after)
+    if isinstance(after, list):
+        return len(before) == len(after) and all(map(_same, before, after))
+    return not isinstance(after, set) or bool(before == after)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, int | float | str | bytes) and bool(one == other))
 
 
 def _place(error: Exception, answer: Answer) -> str:

@@ -1,5 +1,7 @@
 """Writes results into experiments_log.md and learning_journal.md without touching the learner's own text.
 
+The texts stand in labkit/course/lessons; a lesson hands over the numbers that they name.
+
 Each generated section sits between two comment lines and is replaced in place by the next run:
 
     <!-- labkit:begin 03_mini_gpt/training sha256=0123456789ab -->

@@ -18,7 +18,7 @@ import pytest
 import torch
 from planted import TABLE, Planted
 
-from labkit.course.check import Verdict, judge
+from labkit.course.check import Verdict, Wrong, _watched, judge
 from labkit.course.lesson import exercises, find_lesson
 from labkit.course.solutions import folded, solution
 
@@ -111,6 +111,33 @@ def test_the_stub_is_not_attempted_however_it_is_laid_out(name: str) -> None:
     linecache.cache["<a cell>"] = (len(text), None, text.splitlines(keepends=True), "<a cell>")
     exec(compile(text, "<a cell>", "exec"), space)
     assert judge(name, space[handed_over[0]]).result == "not attempted"
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda ids: ids.sort(), [3, 1, 2]),
+        (lambda ids: ids.append(1), [3]),
+        (lambda ids: ids.__setitem__(0, 5), [3, 1]),
+        (lambda ids: ids.update(a=2), {"a": 1}),
+        (lambda ids: ids.pop("a"), {"a": 1}),
+        (lambda ids: ids.add(4), {3}),
+        (lambda ids: ids.add_(1), torch.tensor([1.0, math.nan])),
+        (lambda ids: ids.clear(), [torch.zeros(2)]),
+    ],
+)
+def test_an_answer_that_changes_what_it_was_given_is_told(change: Any, given: Any) -> None:
+    def answer(values: Any) -> int:
+        change(values)
+        return 1
+
+    with pytest.raises(Wrong, match="changed one of its arguments in place"):
+        _watched(answer)(given)
+
+
+def test_an_answer_that_only_reads_is_left_alone() -> None:
+    values = [[3, 1], {"a": 1}, {3}, torch.tensor([math.nan]), [torch.zeros(2), 0.5], (1, 2), "text", None]
+    assert _watched(lambda *given: len(given))(*values) == len(values)
 
 
 def test_an_answer_without_known_source_is_judged() -> None:
