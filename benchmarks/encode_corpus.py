@@ -81,7 +81,7 @@ def measure(source: Path, out: Path, workers: int) -> dict[str, object]:
     files = [source] if source.is_file() else sorted(source.iterdir())
     size = sum(file.stat().st_size for file in files)
     half = size // 3 // 2**24 // 2
-    command = [sys.executable, "-m", "labkit", "encode", str(source), "--out", str(out)]
+    command = [sys.executable, "-m", "labstudio", "encode", str(source), "--out", str(out)]
     command += ["--workers", str(workers)]
     first, memory_before = run(command, kill_at=out / f"shard-{half:05}.npy")
     kept = len(json.loads((out / "progress.json").read_text())["shards"])

@@ -31,7 +31,7 @@ from IPython.display import display
 from labkit import GPT, GPTConfig, TrainConfig, Trainer
 from labkit.training import Checkpoint, Run, fit
 from labkit.training.resume import save
-from labkit.ui import LiveRun
+from labstudio import LiveRun
 
 torch.set_num_threads({threads})
 ids = np.random.default_rng(0).integers(0, 80, 1_000_000)

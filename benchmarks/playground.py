@@ -21,8 +21,8 @@ from machine import OtherLoad, save
 
 from labkit import GPT, GPTConfig
 from labkit.text import GPT2Tokenizer, Tokenizer
-from labkit.ui import SamplingPlayground
 from labkit.weights import load_pretrained
+from labstudio import SamplingPlayground
 
 NOTE = "other_load_cores: how many cores other work took meanwhile; with 2 threads that weighs most."
 

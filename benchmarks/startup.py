@@ -30,12 +30,12 @@ CONTESTANTS = {
     "import torch": ["-c", "import torch"],
     "import labkit": ["-c", "import labkit"],
     "import labkit's names": ["-c", NAMES],
-    "labkit --help": ["-m", "labkit", "--help"],
-    "labkit train --help": ["-m", "labkit", "train", "--help"],
-    "labkit sample --help": ["-m", "labkit", "sample", "--help"],
+    "labkit --help": ["-m", "labstudio", "--help"],
+    "labkit train --help": ["-m", "labstudio", "train", "--help"],
+    "labkit sample --help": ["-m", "labstudio", "sample", "--help"],
 }
 TRAINING = (
-    "-m labkit train --preset char-mini --corpus shakespeare --max-steps 1000 --name first --device cpu"
+    "-m labstudio train --preset char-mini --corpus shakespeare --max-steps 1000 --name first --device cpu"
 )
 FIRST_STEP = {"first step": "new cache", "first step, threads known": "cache"}
 """A training from the shell: the first one of its kind measures threads, later ones know them."""

@@ -32,7 +32,7 @@ from torch import Tensor
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.text import CharTokenizer, WindowDataset, load_corpus
 from labkit.training import Evaluation, Step, Trainer
-from labkit.ui import COLOURS, new_figure
+from labstudio.figures import COLOURS, new_figure
 
 SEEDS = (0, 1, 2)
 WINDOWS = 512

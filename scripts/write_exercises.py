@@ -15,8 +15,8 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from labkit.course.lesson import Exercise, find_lesson, lessons
-from labkit.course.solutions import folded
+from labcourse.lesson import Exercise, find_lesson, lessons
+from labcourse.solutions import folded
 
 
 def renew(notebook: NotebookNode, exercise: Exercise) -> None:

@@ -37,7 +37,7 @@ def dashboard(runs: Path, scratch: Path, *options: str, **variables: str) -> Ite
     places = ("LABKIT_OUT", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LABKIT_TOKEN": TOKEN} | variables
     environment |= {place: str(scratch / place.lower()) for place in places}
-    command = [sys.executable, "-m", "labkit", "dashboard", str(runs), "--no-browser", *options]
+    command = [sys.executable, "-m", "labstudio", "dashboard", str(runs), "--no-browser", *options]
     log = scratch / "dashboard.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(command, env=environment, cwd=scratch, stdout=sink, stderr=sink)

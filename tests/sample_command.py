@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from labkit.cli import main
+from labstudio.cli import main
 
 TINY = ["--context-length", "7", "--d-model", "10", "--n-layers", "1", "--n-heads", "2"]
 
@@ -56,7 +56,7 @@ def start_sample(home: Path) -> Iterator[Any]:
     started: list[subprocess.Popen[bytes]] = []
 
     def call(*args: str, **options: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "labkit", "sample", "first", *args]
+        command = [sys.executable, "-m", "labstudio", "sample", "first", *args]
         started.append(subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options))
         return started[-1]
 

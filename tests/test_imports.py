@@ -39,7 +39,7 @@ COMMANDS += ["dashboard", "eval", "serve", "runs list", "runs show", "runs compa
 
 
 def test_the_list_of_commands_is_whole() -> None:
-    from labkit.cli import app
+    from labstudio.cli import app
 
     assert {name.split()[0] for name in COMMANDS} == set(app._subcommands)
 
@@ -50,7 +50,7 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     code = f"""
 import contextlib, sys
 sys.argv = ["labkit", *{arguments!r}]
-from labkit.cli import main
+from labstudio.cli import main
 with contextlib.suppress(SystemExit):
     main()
 """

@@ -16,7 +16,6 @@ from labkit.training.resume import restore
 from labkit.training.runs import Run, list_runs, runs_dir
 from labkit.training.schedule import warmup_cosine, warmup_stable_decay
 from labkit.training.setup import build_trainer, rebuild_trainer
-from labkit.training.sweep import sweep
 from labkit.training.trainer import Trainer
 
 __all__ = [
@@ -43,7 +42,6 @@ __all__ = [
     "restore",
     "runs_dir",
     "save_checkpoint",
-    "sweep",
     "warmup_cosine",
     "warmup_stable_decay",
 ]

@@ -218,7 +218,9 @@ def launch_id() -> str | None:
 def command() -> str:
     """How `labkit` is called here: by itself or by torchrun."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return f"torchrun --nproc-per-node {count} -m labkit" if "TORCHELASTIC_RUN_ID" in os.environ else "labkit"
+    return (
+        f"torchrun --nproc-per-node {count} -m labstudio" if "TORCHELASTIC_RUN_ID" in os.environ else "labkit"
+    )
 
 
 def restarted() -> bool:

@@ -8,8 +8,8 @@ import numpy as np
 
 from labkit import GPTConfig
 from labkit.analysis import fit_scaling_law, parameter_count
-from labkit.report import read_outcomes
-from labkit.training.sweep_file import read_sweep
+from labstudio.runs.report import read_outcomes
+from labstudio.runs.sweep_file import read_sweep
 
 RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "runs"
 OUTCOMES, UNFINISHED = read_outcomes("scaling", RUNS)

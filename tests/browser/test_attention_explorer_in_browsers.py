@@ -55,7 +55,7 @@ def big():
     return [2 * torch.randn(12, 12, 64, 16, generator=generator) for _ in range(2)]
 """
 CELLS = [
-    "from labkit.ui import AttentionExplorer\nfrom readers import *",
+    "from labstudio import AttentionExplorer\nfrom readers import *",
     'AttentionExplorer(gpt(), TOKENIZER, "to be or", models={"another": (gpt(5), TOKENIZER)})',
     "AttentionExplorer.by_hand(QUERIES[None], KEYS[None], WORDS)",
     "AttentionExplorer.by_hand(torch.ones(1, 7, 3), torch.eye(7, 3)[None], FOREIGN)",

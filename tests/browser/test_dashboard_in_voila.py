@@ -19,7 +19,7 @@ from dashboard_runs import HOSTILE_SHOWN, SCRIPT, folder_of_runs, write_corpus
 from servers import SERIOUS, Watch, accessible, watch
 
 from labkit.training import Run
-from labkit.ui.dashboard_jobs import Job, jobs
+from labstudio.dashboard.jobs import Job, jobs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -60,7 +60,7 @@ def trainer():
 '''
 NAME = "live &lt;b&gt; \u202e\U0001d518"
 CELLS = {
-    "make": "from labkit.ui import LiveRun\nfrom slow import trainer",
+    "make": "from labstudio import LiveRun\nfrom slow import trainer",
     "live": f"live = LiveRun(trainer(), {NAME!r})\nlive",
     "other": "print('answer', 6 * 7, 'at step', live.trainer.step)",
     "wait": "print('ended:', live.wait())",

@@ -17,7 +17,7 @@ from servers import Watch, accessible, darken, opened
 
 from labkit import SampleConfig
 from labkit.generation import complete
-from labkit.ui.sampling_stages import next_token_logits, sampling_stages
+from labstudio.figures.sampling_stages import next_token_logits, sampling_stages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -59,7 +59,7 @@ def gpt(tokenizer, seed=0):
     return model
 '''
 CELLS = [
-    "from labkit.ui import SamplingPlayground\nfrom odd import *",
+    "from labstudio import SamplingPlayground\nfrom odd import *",
     'SamplingPlayground(gpt(TOKENIZER), TOKENIZER, "to be", max_new_tokens=40, models={"another": '
     "(gpt(TOKENIZER, 5), TOKENIZER)})",
     'SamplingPlayground(gpt(GPT2Tokenizer()), GPT2Tokenizer(), "to be", max_new_tokens=3)',

@@ -18,9 +18,9 @@ import pytest
 import torch
 from planted import TABLE, Planted
 
-from labkit.course.check import Verdict, Wrong, _watched, judge
-from labkit.course.lesson import exercises, find_lesson
-from labkit.course.solutions import folded, solution
+from labcourse.check import Verdict, Wrong, _watched, judge
+from labcourse.lesson import exercises, find_lesson
+from labcourse.solutions import folded, solution
 
 for _module in pkgutil.iter_modules(planted.__path__):
     importlib.import_module(f"planted.{_module.name}")

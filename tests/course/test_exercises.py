@@ -1,4 +1,4 @@
-"""What the lessons show of their exercises is what labkit/course has; stubs run and are not attempted."""
+"""What the lessons show of their exercises is what labcourse has; stubs run and are not attempted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from labkit.course.check import judge
-from labkit.course.lesson import Exercise, Lesson, exercises, find_lesson, lessons
+from labcourse.check import judge
+from labcourse.lesson import Exercise, Lesson, exercises, find_lesson, lessons
 
 ROOT = Path(__file__).parents[2]
 

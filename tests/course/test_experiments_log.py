@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quoted_numbers import not_found, numbers_in, quoted
 
-from labkit.course.journal import JOURNAL, LOG, RESULTS
-from labkit.course.lesson import Lesson, lessons
+from labcourse.journal import JOURNAL, LOG, RESULTS
+from labcourse.lesson import Lesson, lessons
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "benchmarks" / "results" / "runs"

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labkit.course import journal
-from labkit.course.lesson import Experiment, Lesson, Reflection
+from labcourse import journal
+from labcourse.lesson import Experiment, Lesson, Reflection
 
 SECTION = re.compile(rb"<!-- labkit:begin .*?<!-- labkit:end \S+ -->", re.S)
 
@@ -136,7 +136,7 @@ def test_a_missing_number_and_an_unknown_experiment_are_named(lesson: Lesson, ou
 
 def test_two_processes_write_the_log_at_once_and_nothing_is_lost(out: Path) -> None:
     code = (
-        "import sys; from labkit.course.journal import log_section\n"
+        "import sys; from labcourse.journal import log_section\n"
         "for n in range(15): log_section('03_mini_gpt', f'{sys.argv[1]}{n}', 'A run', 'text')"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]

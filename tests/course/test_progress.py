@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from labkit.cli import main
-from labkit.course import check, journal, progress
-from labkit.course.check import judge
-from labkit.course.lesson import Item, Lesson, exercises, find_lesson, lessons
-from labkit.course.solutions import solution
+from labcourse import check, journal, progress
+from labcourse.check import judge
+from labcourse.lesson import Item, Lesson, exercises, find_lesson, lessons
+from labcourse.solutions import solution
+from labstudio.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named_and_left_alone(
 def test_two_kernels_count_at_once_and_nothing_is_lost(out: Path) -> None:
     names = list(exercises())[:2]
     code = (
-        "import sys; from labkit.course import progress; from labkit.course.lesson import exercises\n"
+        "import sys; from labcourse import progress; from labcourse.lesson import exercises\n"
         "for _ in range(20): progress.record(exercises()[sys.argv[1]], passed=False)"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, name]) for name in (*names, names[0])]
@@ -181,9 +181,7 @@ def test_the_command_shows_one_lesson_in_full(capsys: pytest.CaptureFixture[str]
 
 
 def test_reading_progress_needs_no_torch() -> None:
-    code = (
-        "import sys; from labkit.cli.progress import progress; progress(); assert 'torch' not in sys.modules"
-    )
+    code = "import sys; from labcourse.cli import progress; progress(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -228,7 +228,7 @@ def described_figures(notebook: NotebookNode, path: Path) -> Iterator[str]:
 
 
 def colours(notebook: NotebookNode, path: Path) -> Iterator[str]:
-    """Colours come from labkit.ui.figures.COLOURS, or are shades of grey."""
+    """Colours come from labstudio.figures.base.COLOURS, or are shades of grey."""
     for cell in _code(notebook):
         for node in _syntax(cell):
             value = node.value if isinstance(node, ast.keyword) else node

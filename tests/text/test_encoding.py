@@ -16,7 +16,6 @@ import psutil
 import pytest
 from encoded import WORDS, content, encode
 
-from labkit.cli import main
 from labkit.text import (
     CharTokenizer,
     CorpusError,
@@ -27,6 +26,7 @@ from labkit.text import (
     units,
 )
 from labkit.text.cleaning import read_text
+from labstudio.cli import main
 
 
 class Killed(BaseException):
@@ -131,7 +131,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes_and_leaves_no_process
     for number in range(2):
         (texts / f"{number}.txt").write_text(f"copy {number}\n" + plays, encoding="utf-8")
     options = ["--out", str(tmp_path / "out"), "--workers", "2", "--shard-tokens", "300000"]
-    command = [sys.executable, "-m", "labkit", "encode", str(texts), *options]
+    command = [sys.executable, "-m", "labstudio", "encode", str(texts), *options]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: (tmp_path / "out" / "shard-00001.npy").exists() or running.poll() is not None)
     workers = psutil.Process(running.pid).children(recursive=True)

@@ -14,7 +14,7 @@ import torch._dynamo  # noqa: F401  # optimizers import it, which takes seconds
 
 import labkit.generation
 import labkit.training  # noqa: F401
-from labkit.cli import main
+from labstudio.cli import main
 
 
 def child(arguments: list[str]) -> int:

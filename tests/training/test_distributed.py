@@ -21,10 +21,10 @@ import torch
 import torch.distributed as dist
 from together import CASES, build, dropped, keep_first_half, story
 
-from labkit.cli import main
 from labkit.training import Run, load_checkpoint, restore
 from labkit.training.checkpoint import CheckpointError
 from labkit.training.distributed import fresh_store, launch_id
+from labstudio.cli import main
 
 HERE = Path(__file__).parent
 Told = dict[str, Any]
@@ -220,7 +220,7 @@ def test_a_lost_process_ends_all_and_the_run_can_go_on(
 ) -> None:
     run = Run(tmp_path / "runs" / "first")
     process = torchrun(
-        "-m", "labkit", "train", *TRAIN, "--parallel", "fsdp", "--max-steps", "40", out=tmp_path
+        "-m", "labstudio", "train", *TRAIN, "--parallel", "fsdp", "--max-steps", "40", out=tmp_path
     )
     wait_for(lambda: run.pointer("latest"), process)
     kill_rank(process, 1)
@@ -228,10 +228,10 @@ def test_a_lost_process_ends_all_and_the_run_can_go_on(
     assert process.returncode == 1
     assert shown.count("run first: ") == 1
     assert re.search(r"labkit: Another process was lost at step \d+", errors)
-    assert "To go on with run first: torchrun --nproc-per-node 2 -m labkit resume first" in errors
+    assert "To go on with run first: torchrun --nproc-per-node 2 -m labstudio resume first" in errors
 
     reached = max(steps(run))
-    process = torchrun("-m", "labkit", "resume", "first", "--device", "cpu", out=tmp_path)
+    process = torchrun("-m", "labstudio", "resume", "first", "--device", "cpu", out=tmp_path)
     wait_for(lambda: max(steps(run)) > reached + 2, process)
     process.send_signal(signal.SIGINT)
     shown, errors = finish(process)
@@ -279,7 +279,7 @@ def test_a_call_of_torchrun_without_a_name_is_known_by_its_process(monkeypatch: 
 
 def test_torchrun_starts_a_lost_process_again_and_the_same_run_goes_on(tmp_path: Path) -> None:
     run = Run(tmp_path / "runs" / "first")
-    process = torchrun("-m", "labkit", "train", *TRAIN, "--max-steps", "40", out=tmp_path, restarts=1)
+    process = torchrun("-m", "labstudio", "train", *TRAIN, "--max-steps", "40", out=tmp_path, restarts=1)
     wait_for(lambda: run.pointer("latest"), process)
     kill_rank(process, 0)
     shown, errors = finish(process)

@@ -178,7 +178,7 @@ def test_a_run_killed_again_and_again_ends_as_one_that_never_stopped(
         reached = newest(killed)
 
     done = subprocess.run(
-        [sys.executable, "-m", "labkit", "resume", "killed"],
+        [sys.executable, "-m", "labstudio", "resume", "killed"],
         env=labkit.environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_run import IDS, TOKENIZER, copy_of, killed_at, outcome, resumed, tiny_trainer
 
-from labkit.cli import main
 from labkit.config import DataConfig, TrainConfig
 from labkit.text import CharTokenizer
 from labkit.training import (
@@ -34,6 +33,7 @@ from labkit.training import (
 )
 from labkit.training.resume import describe
 from labkit.training.threads import computed_on
+from labstudio.cli import main
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3])

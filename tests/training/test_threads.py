@@ -14,13 +14,13 @@ from tiny_run import killed_at, outcome, tiny_trainer
 
 import labkit.device
 import labkit.training.threads
-from labkit.cli import main
 from labkit.config import TrainConfig
 from labkit.device import choose_threads, remembered_threads, set_threads, thread_limit
 from labkit.text import SequenceDataset
 from labkit.text.windows import IGNORE
 from labkit.training import Run, Step, Trainer, fit, restore
 from labkit.training.threads import computed_on, settle_threads
+from labstudio.cli import main
 
 
 @pytest.fixture(autouse=True)

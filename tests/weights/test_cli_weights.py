@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from labkit import GPT, GPTConfig
-from labkit.cli import main
 from labkit.text import CharTokenizer
 from labkit.training import Run
 from labkit.weights import load_gpt2, load_model, load_pretrained, save_llama
+from labstudio.cli import main
 
 pytest_plugins = ["sample_command"]
 

@@ -208,7 +208,7 @@ def test_a_shape_that_is_not_the_weights_is_refused(change: dict[str, Any], copy
 
 
 def test_labkit_sample_without_a_run_writes(capsys: pytest.CaptureFixture[str]) -> None:
-    from labkit.cli import main
+    from labstudio.cli import main
 
     shown = []
     for _ in range(2):
@@ -222,7 +222,7 @@ def test_labkit_sample_without_a_run_writes(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_labkit_sample_says_which_model_writes(capsys: pytest.CaptureFixture[str]) -> None:
-    from labkit.cli import main
+    from labstudio.cli import main
 
     with pytest.raises(SystemExit):
         main(["sample", "--help"])

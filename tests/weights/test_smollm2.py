@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from labkit import GPTConfig, SampleConfig
-from labkit.cli import main
 from labkit.generation import generate
 from labkit.text import asset_path, encode_chat, load_corpus
 from labkit.weights.llama import load_llama
 from labkit.weights.mapping import LoadedModel
+from labstudio.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.course.solutions.pretraining import early_stopping as stops_right
-from labkit.course.solutions.pretraining import tokenizer_winner as wins_right
+from labcourse.solutions import solution
 from planted import planted
 
 Trained = Mapping[str, tuple[float, float]]
@@ -27,19 +26,19 @@ def compares_perplexities(trained: Trained) -> tuple[str, float]:
 
 @planted("tokenizer_winner", "a bit is ln 2 nats")
 def forgets_ln_2(trained: Trained) -> tuple[str, float]:
-    winner, bits = wins_right(trained)
+    winner, bits = solution("tokenizer_winner")(trained)
     return winner, bits * math.log(2)
 
 
 @planted("tokenizer_winner", "bits per token")
 def divides_by_tokens(trained: Trained) -> tuple[str, float]:
-    winner, bits = wins_right(trained)
+    winner, bits = solution("tokenizer_winner")(trained)
     return winner, bits * trained[winner][1]
 
 
 @planted("tokenizer_winner", "grows with the bytes of a token")
 def multiplies_by_bytes(trained: Trained) -> tuple[str, float]:
-    winner, _ = wins_right(trained)
+    winner, _ = solution("tokenizer_winner")(trained)
     return winner, trained[winner][0] / math.log(2) * trained[winner][1]
 
 
@@ -51,7 +50,7 @@ def prefers_long_tokens(trained: Trained) -> tuple[str, float]:
 
 @planted("tokenizer_winner", "one division by ln 2")
 def multiplies_by_ln_2(trained: Trained) -> tuple[str, float]:
-    winner, bits = wins_right(trained)
+    winner, bits = solution("tokenizer_winner")(trained)
     return winner, bits * math.log(2) ** 2
 
 
@@ -323,7 +322,7 @@ def counts_the_settings_too(folder: Path) -> int:
 
 @planted("early_stopping", "lowest training loss")
 def watches_the_training_loss(history: History, patience: int) -> tuple[int, int]:
-    return stops_right([(step, loss, loss) for step, loss, _ in history], patience)
+    return solution("early_stopping")([(step, loss, loss) for step, loss, _ in history], patience)
 
 
 @planted("early_stopping", "the gap is widest")
@@ -334,25 +333,25 @@ def takes_the_widest_gap(history: History, patience: int) -> tuple[int, int]:
 
 @planted("early_stopping", "the best weights lie behind you")
 def keeps_the_last_weights(history: History, patience: int) -> tuple[int, int]:
-    _, stop = stops_right(history, patience)
+    _, stop = solution("early_stopping")(history, patience)
     return stop, stop
 
 
 @planted("early_stopping", "may be chance")
 def stops_at_the_first_rise(history: History, patience: int) -> tuple[int, int]:
-    return stops_right(history, 1)
+    return solution("early_stopping")(history, 1)
 
 
 @planted("early_stopping", "not at the first")
 def stops_at_the_first_of_the_bad_ones(history: History, patience: int) -> tuple[int, int]:
-    best, stop = stops_right(history, patience)
+    best, stop = solution("early_stopping")(history, patience)
     bad = [step for step, *_ in history if best < step <= stop]
     return best, bad[0] if len(bad) == patience else stop
 
 
 @planted("early_stopping", "evaluation more than the patience")
 def is_one_more_patient(history: History, patience: int) -> tuple[int, int]:
-    return stops_right(history, patience + 1)
+    return solution("early_stopping")(history, patience + 1)
 
 
 @planted("early_stopping", "After the stop there is nothing left")
@@ -393,7 +392,7 @@ def takes_equal_for_better(history: History, patience: int) -> tuple[int, int]:
 
 @planted("early_stopping", "who stops there never sees it")
 def knows_the_future(history: History, patience: int) -> tuple[int, int]:
-    return min(history, key=lambda row: row[2])[0], stops_right(history, patience)[1]
+    return min(history, key=lambda row: row[2])[0], solution("early_stopping")(history, patience)[1]
 
 
 @planted("early_stopping", "when it is the first")
@@ -413,20 +412,20 @@ def begins_with_ten(history: History, patience: int) -> tuple[int, int]:
 
 @planted("early_stopping", "What is its last one?")
 def stops_at_the_best_if_it_never_stops(history: History, patience: int) -> tuple[int, int]:
-    best, stop = stops_right(history, patience)
+    best, stop = solution("early_stopping")(history, patience)
     bad = sum(best < step <= stop for step, *_ in history)
     return best, stop if bad == patience else best
 
 
 @planted("early_stopping", "Patience counts evaluations")
 def adds_patience_to_a_step(history: History, patience: int) -> tuple[int, int]:
-    best, _ = stops_right(history, patience)
+    best, _ = solution("early_stopping")(history, patience)
     return best, best + patience
 
 
 @planted("early_stopping", "not places in the list")
 def returns_places(history: History, patience: int) -> tuple[int, int]:
-    best, stop = stops_right(history, patience)
+    best, stop = solution("early_stopping")(history, patience)
     steps = [step for step, *_ in history]
     return steps.index(best), steps.index(stop)
 
@@ -434,7 +433,7 @@ def returns_places(history: History, patience: int) -> tuple[int, int]:
 @planted("early_stopping", "Return steps, not losses")
 def returns_losses(history: History, patience: int) -> tuple[float, float]:
     losses = {step: held_out for step, _, held_out in history}
-    best, stop = stops_right(history, patience)
+    best, stop = solution("early_stopping")(history, patience)
     return losses[best], losses[stop]
 
 
@@ -454,4 +453,6 @@ def counts_only_where_the_training_loss_falls(history: History, patience: int) -
 
 @planted("early_stopping", "the gap is narrowest")
 def watches_the_gap(history: History, patience: int) -> tuple[int, int]:
-    return stops_right([(step, loss, held_out - loss) for step, loss, held_out in history], patience)
+    return solution("early_stopping")(
+        [(step, loss, held_out - loss) for step, loss, held_out in history], patience
+    )

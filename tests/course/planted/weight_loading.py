@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from labcourse.solutions import solution
 from labkit.config import GPTConfig
-from labkit.course.solutions.weight_loading import loading_alarms as alarms
 from labkit.model import GPT, RotaryPositions, SinusoidalPositions
 from planted import planted
 
@@ -84,32 +84,32 @@ def divides(n: int, begin: int, shape: tuple[int, int], size: int, row: int, col
 
 @planted("loading_alarms", "A: you say that `logits` rings")
 def heads_have_an_order() -> dict[str, list[str]]:
-    return alarms() | {"A": ["logits", "round trip"]}
+    return solution("loading_alarms")() | {"A": ["logits", "round trip"]}
 
 
 @planted("loading_alarms", "A: you say that `round trip` is silent")
 def same_function_same_file() -> dict[str, list[str]]:
-    return alarms() | {"A": []}
+    return solution("loading_alarms")() | {"A": []}
 
 
 @planted("loading_alarms", "B: you say that `logits` is silent")
 def value_biases_cancel_like_those_of_keys() -> dict[str, list[str]]:
-    return alarms() | {"B": ["round trip"]}
+    return solution("loading_alarms")() | {"B": ["round trip"]}
 
 
 @planted("loading_alarms", "C: you say that `round trip` rings")
 def heads_are_in_a_tensor() -> dict[str, list[str]]:
-    return alarms() | {"C": ["logits", "round trip"]}
+    return solution("loading_alarms")() | {"C": ["logits", "round trip"]}
 
 
 @planted("loading_alarms", "D: you say that `logits` rings")
 def dropout_is_always_on() -> dict[str, list[str]]:
-    return alarms() | {"D": ["logits"]}
+    return solution("loading_alarms")() | {"D": ["logits"]}
 
 
 @planted("loading_alarms", "is no list of")
 def one_text_in_place_of_a_list() -> dict[str, object]:
-    return alarms() | {"A": "round-trip"}
+    return solution("loading_alarms")() | {"A": "round-trip"}
 
 
 def _joined(parts: tuple[Tensor, ...], bias: Tensor, axis: int = 1) -> tuple[Tensor, Tensor]:

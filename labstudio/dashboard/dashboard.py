@@ -1,0 +1,206 @@
+"""The dashboard: runs listed, compared, followed, started, tried out. Its view is static/dashboard.js."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+import traitlets
+
+from labkit.paths import runs_dir
+from labkit.training import Run
+from labstudio.dashboard.form import form_choices
+from labstudio.dashboard.jobs import Job, jobs, resume_training, start_training
+from labstudio.dashboard.models import OpenModel
+from labstudio.dashboard.run import FollowedRun
+from labstudio.dashboard.views import RunsList, comparison, find_checkpoint, run_page, signature
+from labstudio.visible import unhidden
+from labstudio.widgets.widget_files import css, javascript
+
+EVERY = 1.0
+"""Seconds between looks at the folder."""
+
+MOST_COMPARED = 12
+
+
+def _shown(kind: type[traitlets.TraitType[Any, Any]]) -> Any:
+    """A trait that Python sets and the browser draws."""
+    return kind().tag(sync=True)
+
+
+def _part() -> Any:
+    """A widget that the browser puts into its place."""
+    part = traitlets.Instance(ipywidgets.Widget, allow_none=True)
+    return part.tag(sync=True, **ipywidgets.widget_serialization)
+
+
+class Dashboard(anywidget.AnyWidget):
+    """The runs of a folder: list, comparison, one run live, a form to start one, playground and explorer.
+
+    root: the folder; where `labkit train` writes to when not given.  Trainings that are started here are
+    processes of their own: they go on when the page, the notebook or the dashboard is closed.
+    """
+
+    _esm = javascript("dashboard_parts", "dashboard")
+    _css = css("dashboard")
+
+    folder, tab = _shown(traitlets.Unicode), traitlets.Unicode("runs").tag(sync=True)
+    rows: traitlets.List[dict[str, Any]] = _shown(traitlets.List)
+    chosen: traitlets.List[str] = _shown(traitlets.List)
+    compared, page, choices, job, opened = (_shown(traitlets.Dict) for _ in range(5))
+    errors: traitlets.Dict[str, str] = _shown(traitlets.Dict)
+    """What went wrong, by the tab that it belongs to."""
+    monitor, playground, explorer = _part(), _part(), _part()
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (runs_dir() if root is None else Path(root)).resolve()
+        self._list = RunsList(self.root)
+        self._turn = threading.RLock()
+        self._closed = threading.Event()
+        self._run: Run | None = None
+        self._seen: dict[str, object] = {}
+        self._model: OpenModel | None = None
+        self._mine: Path | None = None
+        super().__init__(folder=unhidden(str(self.root)), choices=form_choices(), monitor=FollowedRun())
+        self._look()
+        self.on_msg(self._asked)
+        self.monitor.on_msg(self._asked)
+        threading.Thread(target=self._keep_looking, name="dashboard", daemon=True).start()
+
+    def __repr__(self) -> str:
+        return f"Dashboard({self.root.name})"
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """What the browser sends; never while the thread sets a trait."""
+        with self._turn:
+            super().set_state(sync_data)
+
+    def close(self) -> None:
+        """Look no more, and let go of the model; trainings go on."""
+        self._closed.set()
+        if self._model:
+            self._model.close()
+        super().close()
+
+    def _keep_looking(self) -> None:
+        while not self._closed.wait(EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        """Bring what is shown to what the folder holds by now."""
+        with self._turn, self.hold_sync():
+            try:
+                known = jobs(self.root)
+                busy = {job.run_id: job for job in reversed(known)}
+                self.rows = [
+                    row | {"state": _state(row, busy, self._list.runs[row["run"]])}
+                    for row in self._list.look()
+                ]
+                self._show_job(known[0] if known else None)
+                self._compare()
+                self._follow(busy)
+                self._say("look", "")
+            except Exception as error:  # what a thread raises, nobody sees
+                self._say("look", f"The runs cannot be read: {error}")
+
+    def _show_job(self, job: Job | None) -> None:
+        """What became of the training that was started last; this page's own is opened when it begins."""
+        if job is None:
+            self.job = {}
+            return
+        begun = next((name for name, run in self._list.runs.items() if run.id == job.run_id), None)
+        self.job = {
+            "what": unhidden(job.what),
+            "state": "runs" if job.alive else "has ended",
+            "run": begun,
+            "log": job.last_lines(),
+        }
+        if begun and self._mine == job.path:
+            self._mine = None
+            if self.tab == "start":
+                self._open(begun)
+
+    def _compare(self) -> None:
+        """Draw the chosen runs, where one of them has changed."""
+        chosen = [self._list.runs[name] for name in self.chosen if name in self._list.runs][:MOST_COMPARED]
+        if self._changed("compared", [(run.id, signature(run)) for run in chosen]):
+            self.compared = comparison(chosen) if len(chosen) > 1 else {}
+
+    def _follow(self, busy: dict[str | None, Job]) -> None:
+        run, job = self._run, None
+        if run is None:
+            return
+        job = busy.get(run.id)
+        if self._changed("page", (run.id, signature(run), job and (job.path, job.alive))):
+            self.page = run_page(run) | {"log": job.last_lines() if job and not job.alive else ""}
+        self.monitor.follow(run, job, bool(self.page["resumable"]))
+
+    def _changed(self, what: str, now: object) -> bool:
+        """Whether this is another state of the files than when it was last asked."""
+        before, self._seen[what] = self._seen.get(what), now
+        return before != now
+
+    def _say(self, where: str, problem: str) -> None:
+        errors = {name: text for name, text in self.errors.items() if name != where}
+        self.errors = errors | ({where: unhidden(problem)} if problem else {})
+
+    def _asked(self, widget: object, content: dict[str, Any], buffers: object) -> None:
+        """What a button was pressed for.  What is wrong with it is said on the tab where it stands."""
+        do = content.get("do")
+        where = {"open": "runs", "stop": "run", "resume": "run", "start": "start", "try": "try"}.get(str(do))
+        if where is None:
+            return
+        try:
+            with self._turn:
+                getattr(self, f"_{do}")(**{name: each for name, each in content.items() if name != "do"})
+                self._say(where, "")
+        except Exception as error:  # memory may run out, a file be anything, a message come from anybody
+            with self._turn:
+                self._say(where, str(error))
+        self._look()
+
+    def _open(self, run: object) -> None:
+        """Show one run."""
+        self._run = self._list.find(run)
+        self.tab = "run"
+
+    def _stop(self) -> None:
+        """Ask the process that writes the run to stop, where a dashboard started it."""
+        for job in jobs(self.root):
+            if self._run and job.run_id == self._run.id and job.alive:
+                job.stop()
+
+    def _resume(self) -> None:
+        """Go on with the run, once."""
+        if self._run and not any(job.run_id == self._run.id and job.alive for job in jobs(self.root)):
+            resume_training(self.root, Path.cwd(), self._run)
+
+    def _start(self, options: dict[str, Any]) -> None:
+        """Start a training."""
+        self._mine = start_training(self.root, Path.cwd(), options).path
+
+    def _try(self, run: object, checkpoint: object) -> None:
+        """Open a checkpoint for the playground and the explorer."""
+        found = self._list.find(run)
+        folder = find_checkpoint(found, checkpoint)
+        before, self._model = self._model, None
+        self.opened = {"state": f"Loading {run}, {checkpoint} …"}
+        self.playground = self.explorer = None
+        if before:
+            before.close()
+        try:
+            self._model = OpenModel(found, folder)
+        finally:
+            self.opened = {"state": "", "name": self._model.name if self._model else ""}
+        self.playground, self.explorer = self._model.playground, self._model.explorer
+
+
+def _state(row: dict[str, Any], busy: dict[str | None, Job], run: Run) -> str:
+    """The run's state as the files tell it, or as its process does where that was started here."""
+    job = busy.get(run.id)
+    if job and job.alive:
+        return "stopping" if job.stopping else "running"
+    return "stopped" if job and row["state"] == "running?" else str(row["state"])

@@ -1,0 +1,182 @@
+"""The application: what answers where, and how errors look."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+
+from labkit.model import GPT
+from labkit.text import Tokenizer
+from labstudio.serve.chat import chat_router
+from labstudio.serve.completions import completions_router
+from labstudio.serve.config import ServeConfig
+from labstudio.serve.documented import errors
+from labstudio.serve.errors import ApiError
+from labstudio.serve.guard import Guard
+from labstudio.serve.page import page
+from labstudio.serve.replies import JSONReply
+from labstudio.serve.requests import NOT_SUPPORTED, ChatRequest, CompletionRequest
+from labstudio.serve.runs import runs_router
+from labstudio.serve.schemas import Health, ModelCard, ModelList
+from labstudio.serve.service import Service
+
+ABOUT = """Text from a model of your own, in the form that OpenAI's clients speak: give such a client this
+server's address with /v1 as base URL and the token as API key. Not supported, and refused: echo, best_of,
+suffix, penalties other than the repetition penalty, logit_bias, tools, images, formats other than text."""
+
+
+def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: str = "labkit") -> FastAPI:
+    """The API for one model, an ASGI application.
+
+    config: must bring a token.  name: what requests call the model.
+    Puts the model into evaluation mode; nothing else may use it meanwhile.
+    Raises ValueError without a token.
+    """
+    if config.token is None:
+        raise ValueError(
+            "create_app: config has no token. ServeConfig(token=secrets.token_urlsafe()) has one."
+        )
+    service = Service(model, tokenizer, config, name)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.scheduler.end(timeout=config.grace_seconds)
+
+    app = FastAPI(
+        title="labkit serve",
+        version=version("labkit"),
+        description=ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(Guard, config=config)
+    app.add_exception_handler(ApiError, _own)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    bearer = Depends(HTTPBearer(auto_error=False, description="The token of `labkit serve`."))
+    for router in (_models_router(service), completions_router(service), chat_router(service)):
+        app.include_router(router, dependencies=[bearer])
+    app.include_router(runs_router(service), dependencies=[bearer])
+
+    @app.get("/health", summary="Is the server there?", tags=["server"],
+             responses={200: {"model": Health}, **errors(400, 503)})  # fmt: skip
+    async def health() -> Response:
+        """Say whether requests are answered. Needs no token."""
+        if service.scheduler.draining:
+            raise ApiError(503, "The server is shutting down.", code="shutting_down")
+        return JSONReply({"status": "ok"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(
+            page(app.openapi()),
+            headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
+        )
+
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        """FastAPI's description without its 422: what is invalid is answered with 400."""
+        if not app.openapi_schema:
+            schema = plain()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(unused, None)
+        return plain()
+
+    app.openapi = described  # type: ignore[method-assign]
+    return app
+
+
+def _models_router(service: Service) -> APIRouter:
+    router = APIRouter(tags=["models"])
+    card = {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "labkit",
+        "context_length": service.model.config.context_length,
+        "chat": service.is_chat,
+    }
+
+    @router.get(
+        "/v1/models", summary="List the models", responses={200: {"model": ModelList}, **errors(400, 401)}
+    )
+    async def list_models() -> Response:
+        """List the models that can be asked: there is one."""
+        return JSONReply({"object": "list", "data": [card]})
+
+    @router.get(
+        "/v1/models/{model_id}",
+        summary="Show a model",
+        responses={200: {"model": ModelCard}, **errors(400, 401, 404)},
+    )
+    async def show_model(
+        model_id: Annotated[str, Path(description="The model's name.", examples=["shipped"])],
+    ) -> Response:
+        """Tell a model's context length, and whether it was made for conversations."""
+        service.check_model(model_id, param=None)
+        return JSONReply(card)
+
+    return router
+
+
+async def _own(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    """No such address (404), not with this method (405), or JSON that no parser takes (400)."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:
+        return ApiError(400, "The body cannot be read as JSON.", code="invalid_json").response()
+    headers = dict(error.headers or {})
+    said = f"{request.method} {request.url.path[:200]}: {error.detail}. See /docs."
+    return ApiError(error.status_code, said, headers=headers).response()
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return ApiError(500, "Something went wrong in the server; see its log.", code="internal_error").response()
+
+
+_UNSUPPORTED = {
+    name
+    for kind in (CompletionRequest, ChatRequest)
+    for name, field in kind.model_fields.items()
+    if field.description == NOT_SUPPORTED
+}
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Name the first parameter that is wrong; its value is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part)[:80] for part in first["loc"][1:]]
+    param = ".".join(place) or None
+    if first["type"] == "json_invalid":
+        return ApiError(400, "The body is not valid JSON.", code="invalid_json").response()
+    if place and place[0] in _UNSUPPORTED:
+        said, code = f"{place[0]} is not supported by labkit serve; leave it out.", "unsupported_parameter"
+    elif first["type"] == "extra_forbidden":
+        said, code = f"{param} is not known here; see /docs.", "unknown_parameter"
+    elif first["type"] == "missing":
+        said, code = f"{param or 'The body'} is missing.", "missing_required_parameter"
+    else:
+        said, code = f"{param or 'The body'}: {first['msg'].removeprefix('Value error, ')}.", "invalid_value"
+    return ApiError(400, said.replace("..", "."), param=param, code=code).response()
