@@ -112,7 +112,7 @@ def first_step(folder: Path, anew: bool) -> tuple[float, float]:
     import shutil
 
     from labkit.device import THREADS
-    from labkit.paths import cache_dir
+    from labkit.io import cache_dir
 
     cache = folder / "cache"
     if not cache.exists():

@@ -27,7 +27,7 @@ def _overview() -> str:
     from labcourse.journal import own_words
     from labcourse.lesson import lessons
     from labcourse.progress import checklist, last_run, solved
-    from labkit.paths import runs_dir
+    from labkit.io import runs_dir
 
     rows = [("lesson", "run to its end", "exercises", "checklist", "your answers")]
     for each in lessons().values():

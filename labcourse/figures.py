@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from labkit.paths import output_dir
+from labkit.io import output_dir
 
 
 def show(figure: Figure, *, alt: str, save: str | None = None) -> None:

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from labcourse.lesson import find_lesson
-from labkit.atomic import locked, write_text_atomically
-from labkit.paths import output_dir
+from labkit.io import locked, output_dir, write_text_atomically
 from labstudio.tables import markdown_table
 
 LOG = "experiments_log.md"

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from labkit.paths import project_root
+from labkit.io import project_root
 
 Kind = Literal["coding", "debugging", "prediction", "measuring", "reading"]
 _FOLDER = Path(__file__).parent / "lessons"

@@ -18,8 +18,7 @@ from typing import Any
 
 from labcourse.journal import JOURNAL, LOG, has_section, own_words
 from labcourse.lesson import Exercise, Item, Lesson, find_lesson
-from labkit.atomic import locked, write_text_atomically
-from labkit.paths import output_dir
+from labkit.io import locked, output_dir, write_text_atomically
 
 FILE = "progress.json"
 _EMPTY: dict[str, Any] = {"version": 1, "exercises": {}, "lessons": {}}

@@ -1,13 +1,11 @@
-"""Configuration of models, training and sampling: frozen dataclasses that check themselves."""
+"""Configuration as frozen dataclasses that check themselves: models, training, sampling; and presets."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal
-
-from labkit.presets import MODEL_PRESETS, TRAIN_PRESETS, look_up
-from labkit.validation import at_least, check_betas, check_types, fail, fraction
+from types import UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -294,3 +292,158 @@ def as_dict(config: GPTConfig | TrainConfig | DataConfig | SampleConfig) -> dict
     """The fields of a configuration as JSON gives them back: tuples are lists."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+_GPT2 = {"vocab_size": 50257, "context_length": 1024}
+
+MODEL_PRESETS: dict[str, dict[str, Any]] = {
+    # 79: the characters of the plays and the end of a text; with another tokenizer, give its vocab_size.
+    "char-mini": {
+        "vocab_size": 79,
+        "context_length": 64,
+        "d_model": 128,
+        "n_layers": 4,
+        "n_heads": 4,
+        "activation": "gelu",  # four times faster on a CPU than GPT-2's approximation of it
+    },
+    "report": {
+        "vocab_size": 50257,
+        "context_length": 64,
+        "d_model": 128,
+        "n_layers": 2,
+        "n_heads": 4,
+        "attention_dropout": 0.1,
+        "tie_weights": False,
+    },
+    "nano": {
+        "vocab_size": 50257,
+        "context_length": 256,
+        "d_model": 256,
+        "n_layers": 6,
+        "n_heads": 4,
+        "tie_weights": False,
+    },
+    "gpt2": _GPT2 | {"d_model": 768, "n_layers": 12, "n_heads": 12},
+    "gpt2-medium": _GPT2 | {"d_model": 1024, "n_layers": 24, "n_heads": 16},
+    "gpt2-large": _GPT2 | {"d_model": 1280, "n_layers": 36, "n_heads": 20},
+    "gpt2-xl": _GPT2 | {"d_model": 1600, "n_layers": 48, "n_heads": 25},
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "context_length": 8192,
+        "d_model": 576,
+        "n_layers": 30,
+        "n_heads": 9,
+        "n_kv_heads": 3,
+        "d_ff": 1536,
+        "qkv_bias": False,
+        "bias": False,
+        "positions": "rotary",
+        "norm": "rmsnorm",
+        "activation": "swiglu",
+        "rope_base": 100000.0,
+    },
+}
+MODEL_PRESETS["small"] = MODEL_PRESETS["gpt2"]
+MODEL_PRESETS["medium"] = MODEL_PRESETS["gpt2-medium"]
+
+TRAIN_PRESETS: dict[str, dict[str, Any]] = {
+    # nanoGPT's on a CPU (Karpathy, 2022): what `benchmarks/reference.py` trains with.
+    "reference": {
+        "max_steps": 2000,
+        "batch_size": 12,
+        "learning_rate": 1e-3,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.1,
+        "warmup_steps": 100,
+        "schedule": "cosine",
+    },
+    # With rotary positions it ends as low in a fraction of the time, with learned ones it takes about 600
+    # steps to: `benchmarks/time_to_loss.py`.
+    "fast": {
+        "max_steps": 400,
+        "batch_size": 12,
+        "optimizer": "muon",
+        "muon_learning_rate": 0.03,
+        "learning_rate": 1.2e-2,
+        "min_learning_rate": 0.0,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        "schedule": "wsd",
+        "decay_fraction": 1.0,  # linear from the peak to nothing
+    },
+}
+
+
+def look_up(owner: str, presets: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The arguments of a preset.  Raises ValueError, listing the known ones, for a name without one."""
+    if name not in presets:
+        raise ValueError(f"{owner}.preset: {name!r} is not known. Choose from {', '.join(presets)}.")
+    return presets[name]
+
+
+def fail(config: object, message: str) -> NoReturn:
+    """Raise ValueError with the configuration's name before the message."""
+    raise ValueError(f"{type(config).__name__}: {message}")
+
+
+def check_types(config: Any) -> None:
+    """Reject a field whose value is not of its declared kind (a float where an int is needed, say)."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                fail(config, f"{name}={value!r} is not known. Choose from {', '.join(get_args(hint))}.")
+        elif get_origin(hint) is UnionType:
+            if value is not None:
+                _check_value(config, name, value, get_args(hint)[0])
+        else:
+            _check_value(config, name, value, hint)
+
+
+def _check_value(config: Any, name: str, value: Any, kind: Any) -> None:
+    if kind is bool and not isinstance(value, bool):
+        fail(config, f"{name}={value!r} must be True or False.")
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        fail(config, f"{name}={value!r} must be a whole number.")
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            fail(config, f"{name}={value!r} must be a number.")
+        if not math.isfinite(value):
+            fail(config, f"{name}={value} must be finite.")
+    if kind is str and not isinstance(value, str):
+        fail(config, f"{name}={value!r} must be text.")
+    if kind == tuple[str, ...]:
+        if isinstance(value, list):  # as JSON gives it back
+            object.__setattr__(config, name, tuple(value))
+        elif not isinstance(value, tuple):
+            fail(config, f"{name}={value!r} must be a list of texts.")
+        if wrong := [each for each in value if not isinstance(each, str) or not each]:
+            fail(config, f"{name}: {wrong[0]!r} must be a text that is not empty.")
+
+
+def at_least(config: Any, low: float, *names: str) -> None:
+    """Reject values below `low`; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < low:
+            fail(config, f"{name}={value} must be at least {low}.")
+
+
+def fraction(config: Any, *names: str) -> None:
+    """Reject values outside [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            fail(config, f"{name}={value} must be in [0, 1).")
+
+
+def check_betas(config: Any) -> None:
+    """Reject `betas` that are not two numbers in [0, 1)."""
+    if isinstance(config.betas, list):  # as JSON gives them back
+        object.__setattr__(config, "betas", tuple(config.betas))
+    if not (
+        isinstance(config.betas, tuple)
+        and len(config.betas) == 2
+        and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in config.betas)
+    ):
+        fail(config, f"betas={config.betas} must be two numbers in [0, 1).")

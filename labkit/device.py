@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from labkit.atomic import write_text_atomically
 from labkit.config import Precision
-from labkit.paths import cache_dir
+from labkit.io import cache_dir, write_text_atomically
 
 
 def best_device(name: str | None = None) -> torch.device:

@@ -12,8 +12,7 @@ PACKAGES = ("labkit", "labstudio", "labcourse")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 FLOORS = {
-    "labkit.presets": 0, "labkit.validation": 0, "labkit.config": 0, "labkit.device": 0, "labkit.paths": 0,
-    "labkit.atomic": 0,
+    "labkit.config": 0, "labkit.device": 0, "labkit.io": 0,
     "labkit.text": 1,
     "labkit.model": 2,
     "labkit.generation": 3, "labkit.weights": 3, "labkit.analysis": 3,

@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from labkit.paths import cache_dir
+from labkit.io import cache_dir
 
 
 class AssetError(RuntimeError):

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from labkit.atomic import fresh_folder
 from labkit.config import GPTConfig, as_dict
+from labkit.io import fresh_folder
 from labkit.model import GPT
 from labkit.training.sharding import SHARDS, read_shards, stored_weights
 from labkit.weights.mapping import assign, empty_model

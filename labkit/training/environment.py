@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from labkit.device import describe_device
-from labkit.paths import project_root
+from labkit.io import project_root
 
 
 def environment(device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:

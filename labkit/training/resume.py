@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from labkit.atomic import write_text_atomically
 from labkit.config import as_dict
 from labkit.device import set_threads
+from labkit.io import write_text_atomically
 from labkit.training.checkpoint import (
     CheckpointError,
     CheckpointInfo,

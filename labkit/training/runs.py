@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.atomic import flush, write_text_atomically
-from labkit.paths import runs_dir
+from labkit.io import flush, runs_dir, write_text_atomically
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,

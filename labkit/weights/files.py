@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from labkit.atomic import fresh_folder
+from labkit.io import fresh_folder
 from labkit.text import Tokenizer, save_published_tokenizer
 
 WEIGHTS = (

@@ -63,7 +63,7 @@ def dashboard(
     if runs is not None and not runs.is_dir():
         raise ValueError(f"dashboard: there is no folder {str(runs)!r}. `labkit train` makes runs.")
 
-    from labkit.paths import output_dir, runs_dir
+    from labkit.io import output_dir, runs_dir
     from labstudio.dashboard.server import serve
 
     folder = runs_dir() if runs is None else runs.resolve()

@@ -10,7 +10,7 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from labkit.paths import runs_dir
+from labkit.io import runs_dir
 from labkit.training import Run
 from labstudio.dashboard.form import form_choices
 from labstudio.dashboard.jobs import Job, jobs, resume_training, start_training

@@ -10,8 +10,7 @@ import psutil
 import torch
 
 from labkit.analysis.costs import parameter_count
-from labkit.config import DataConfig, GPTConfig, TrainConfig
-from labkit.presets import MODEL_PRESETS, TRAIN_PRESETS
+from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
 from labkit.text.loading import corpus_names
 from labkit.training import Run
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from labkit.atomic import write_text_atomically
+from labkit.io import write_text_atomically
 from labkit.training import Run
 from labstudio.dashboard.form import train_arguments
 from labstudio.visible import unhidden

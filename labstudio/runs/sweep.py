@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from labkit.atomic import write_text_atomically
 from labkit.config import DataConfig, TrainConfig, as_dict
+from labkit.io import write_text_atomically
 from labkit.training.environment import changes
 from labkit.training.runs import Run, runs_dir
 from labstudio.runs.sweep_file import Experiment, SweepError, SweepFile, _nearest, read_sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
-from labkit.validation import at_least, check_types, fail
+from labkit.config import at_least, check_types, fail
 
 SHORTEST_TOKEN = 16
 

@@ -27,7 +27,7 @@ from labkit.analysis import (
     training_flops,
     training_memory,
 )
-from labkit.presets import MODEL_PRESETS
+from labkit.config import MODEL_PRESETS
 from tests.variants import CONTEXT, VARIANTS, VOCAB
 
 BATCH = 5

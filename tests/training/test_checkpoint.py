@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from labkit import GPT, GPTConfig, TrainConfig, atomic
+from labkit import GPT, GPTConfig, TrainConfig, io
 from labkit.training import CheckpointError, build_optimizer, load_checkpoint, save_checkpoint
 from labkit.training import checkpoint as checkpoint_module
 from labkit.training.checkpoint import load_state, load_weights, verify, write_checkpoint
@@ -185,7 +185,7 @@ def crash_at_rename(number: int) -> Callable[..., Any]:
         (torch, "save", lambda: crash),
         (Path, "write_text", lambda: crash),
         (checkpoint_module, "_sha256", lambda: crash),
-        (atomic, "flush", lambda: crash),
+        (io, "flush", lambda: crash),
         (Path, "rename", lambda: crash_at_rename(1)),
         (Path, "rename", lambda: crash_at_rename(2)),
     ],

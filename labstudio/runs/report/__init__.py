@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from labkit.paths import output_dir
+from labkit.io import output_dir
 from labstudio.runs.report.entries import entry_parts, log_entries
 from labstudio.runs.report.figures import save_figures
 from labstudio.runs.report.observations import changes, observations

@@ -16,8 +16,7 @@ import psutil
 import pytest
 from dashboard_runs import HOSTILE, HOSTILE_SHOWN, folder_of_runs, tiny_run, write_corpus
 
-from labkit.config import TrainConfig
-from labkit.presets import TRAIN_PRESETS
+from labkit.config import TRAIN_PRESETS, TrainConfig
 from labkit.training import Run, list_runs
 from labstudio.dashboard import jobs as dashboard_jobs
 from labstudio.dashboard.dashboard import Dashboard
