@@ -20,10 +20,15 @@ from labkit.training.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from labkit.training.distributed import launch_id, restarted
-from labkit.training.environment import changes, environment
-from labkit.training.runs import Run, runs_dir
-from labkit.training.sharding import optimized, place_moments, split_moments, write_shards
+from labkit.training.parallel import (
+    launch_id,
+    optimized,
+    place_moments,
+    restarted,
+    split_moments,
+    write_shards,
+)
+from labkit.training.run import Run, changes, environment, runs_dir
 from labkit.training.trainer import Trainer
 
 

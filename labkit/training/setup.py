@@ -22,7 +22,7 @@ from labkit.text import (
     open_shards,
 )
 from labkit.training.checkpoint import CheckpointInfo, load_weights, save_checkpoint
-from labkit.training.runs import Run
+from labkit.training.run import Run
 from labkit.training.trainer import Trainer, TrainingData
 
 HELD_OUT = 2**20

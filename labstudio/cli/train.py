@@ -34,7 +34,7 @@ def train(
         init_from: Run whose weights to begin with.
     """
     from labkit.training import build_trainer
-    from labkit.training.distributed import launched
+    from labkit.training.parallel import launched
     from labkit.training.resume import start
 
     shape = {key: value for key, value in asdict(model).items() if value is not None and key != "preset"}
@@ -56,7 +56,7 @@ def resume(run: Positional[str], device: str | None = None) -> int:
         device: cpu, cuda or mps; the best there is when not given.
     """
     from labkit.training import Run, rebuild_trainer, restore
-    from labkit.training.distributed import launched
+    from labkit.training.parallel import launched
 
     stopped = Run.open(run)
     with launched(device) as ranks:
@@ -73,7 +73,7 @@ def resume(run: Positional[str], device: str | None = None) -> int:
 
 def _fit(trainer: Trainer, run: Run) -> int:
     from labkit.training import CheckpointError, TrainingDivergedError, fit
-    from labkit.training.distributed import LostProcessError, command
+    from labkit.training.parallel import LostProcessError, command
 
     resume = f"{command()} resume {run.id}"
     try:

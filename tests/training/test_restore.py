@@ -26,12 +26,12 @@ from labkit.training import (
     Step,
     Trainer,
     build_trainer,
-    environment,
     fit,
     rebuild_trainer,
     restore,
 )
 from labkit.training.resume import describe
+from labkit.training.run import environment
 from labstudio.cli import main
 
 
@@ -98,7 +98,7 @@ def edit_environment(run: Run, **changes: Any) -> None:
     [
         ({"torch": "1.0"}, f"torch: 1.0 -> {torch.__version__}"),
         ({"git": "another"}, "git: another -> commit"),
-        ({"precision": "fp16"}, "precision: fp16 -> "),
+        ({"precision": "bf16"}, "precision: bf16 -> fp32"),
         ({"machine": "Amiga m68k"}, "machine: Amiga m68k -> "),
         ({"device": "cuda"}, "device: cuda -> cpu"),
     ],
@@ -257,6 +257,6 @@ def test_a_flipped_bit_in_the_settings_is_named_or_harmless(
 
 def test_what_a_run_was_computed_with_is_recorded(finished: Run) -> None:
     row = finished.rows("environment")[0]
-    assert row.keys() == {"step", *environment.environment(torch.device("cpu"), "fp32")}
+    assert row.keys() == {"step", *environment(torch.device("cpu"), "fp32")}
     assert row["threads"] == 1
     assert finished.config()["tokenizer"] == TOKENIZER.fingerprint

@@ -12,12 +12,18 @@ from dataclasses import asdict
 from tqdm.auto import tqdm
 
 from labkit.training.checkpoint import CheckpointError
-from labkit.training.distributed import LostProcessError, is_loss
-from labkit.training.environment import environment
-from labkit.training.events import Checkpoint, Evaluation, Event, Sample, Step, TrainingDivergedError
+from labkit.training.parallel import LostProcessError, is_loss
 from labkit.training.resume import describe, save
-from labkit.training.runs import Run
-from labkit.training.trainer import Trainer
+from labkit.training.run import Run, environment
+from labkit.training.trainer import (
+    Checkpoint,
+    Evaluation,
+    Event,
+    Sample,
+    Step,
+    Trainer,
+    TrainingDivergedError,
+)
 
 Callback = Callable[[Event], None]
 
