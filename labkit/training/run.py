@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labkit.device import describe_device
-from labkit.io import flush, project_root, runs_dir, write_text_atomically
+from labkit.io import check_name, flush, project_root, runs_dir, write_text_atomically
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,
@@ -52,10 +52,9 @@ class Run:
     def create(cls, name: str, root: Path | None = None) -> Run:
         """A new, empty run folder; when the name is taken, `name-2`, `name-3` … so that nothing is lost.
 
-        Raises ValueError for a name that is not a plain folder name.
+        Raises ValueError for a name that `check_name` refuses.
         """
-        if not name or name in {".", ".."} or any(sign in name for sign in '/\\:*?"<>|\0'):
-            raise ValueError(f"Run: name={name!r} must be a plain folder name, such as 'first-try'.")
+        check_name(name, "Run: name")
         root = root or runs_dir()
         root.mkdir(parents=True, exist_ok=True)
         number = 1
