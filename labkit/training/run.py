@@ -20,10 +20,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from labkit.device import describe_device
@@ -301,9 +302,9 @@ def list_runs(root: Path | None = None) -> list[Run]:
 def environment(device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
     """Versions, device, CPU threads, precision, number of processes, and the state of the code in git."""
     return {
-        "labkit": version("labkit"),
+        "labkit": labkit_version(),
         "torch": torch.__version__,
-        "numpy": version("numpy"),
+        "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": describe_device(device),
@@ -312,6 +313,14 @@ def environment(device: torch.device, precision: str, world: int = 1) -> dict[st
         "processes": world,
         "git": _git_state(),
     }
+
+
+def labkit_version() -> str:
+    """The installed version; a checkout can be imported without being installed."""
+    try:
+        return version("labkit")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _git_state() -> str | None:
