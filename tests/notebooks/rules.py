@@ -211,6 +211,12 @@ def tolerances(notebook: NotebookNode, path: Path) -> Iterator[str]:
         yield f"{tagged} cells have a tolerance of their own, more than {MAX_CLOSE_CELLS}"
 
 
+def threads(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    for cell in _code(notebook):
+        for setting in re.findall(r"set_num_threads\(\d+\)|\bthreads=\d+|--threads \d+", cell.source):
+            yield f"{_name(cell)}: {setting} does not follow OMP_NUM_THREADS: use torch.get_num_threads()"
+
+
 def leaks(notebook: NotebookNode, path: Path) -> Iterator[str]:
     for cell in _code(notebook):
         for text in _output_texts(cell):
@@ -334,6 +340,7 @@ RULES: tuple[Callable[[NotebookNode, Path], Iterator[str]], ...] = (
     cell_lengths,
     uncompared,
     tolerances,
+    threads,
     leaks,
     profile,
     described_figures,

@@ -89,6 +89,8 @@ def test_a_difference_names_the_number_the_tolerance_and_both_lines() -> None:
         "  computed:  loss 1.93 at step 3"
     )
     assert difference("3 words", "4 words").startswith("line 1: '3' became '4'\n")
+    assert difference("like 27 tokens", "like 26.8 tokens").startswith("line 1: '27' became '26.8'\n")
+    assert difference("1,234 ids", "1,235 ids").startswith("line 1: '1,234' became '1,235'\n")
     assert difference("1\n2", "1").startswith("line 2: 2 lines became 1\n")
 
 

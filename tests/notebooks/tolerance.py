@@ -25,7 +25,7 @@ DECIMAL = (
     r"(?:\d{1,3}(?:,\d{3})++|\d++)(?:\.\d++(?:[eE][-+]\d++)?|[eE][-+]\d++)"
     r"(?!\w*[\d_]|\.\w)"  # letters may follow, as in 1.50x; 1.2.3 and 1.5_a are no numbers
 )
-TOKEN = re.compile(rf"(?P<decimal>{DECIMAL})|\d{{1,3}}(?:,\d{{3}})+\b|\w+|.")
+TOKEN = re.compile(rf"(?P<decimal>{DECIMAL})|(?P<whole>\d{{1,3}}(?:,\d{{3}})+\b|\d+\b)|\w+|.")
 PICTURE = re.compile(r"(?<=\")data:image/[^\"]*|(?<=')data:image/[^']*|data:image/[^\s)>]*")
 
 
@@ -50,7 +50,7 @@ def difference(committed: str, computed: str, relative: Decimal = RELATIVE) -> s
     """What differs first, in words, with both lines; empty where the outputs agree.
 
     Decimals agree within one unit of the last printed place, of the coarser of the two, or within
-    `relative` times the committed one. Runs of blanks count as one, and none beside a decimal, because
+    `relative` times the committed one. Runs of blanks count as one, and as none beside a number, because
     columns shift when a number gains a digit. Of a picture in HTML only the alternative text is compared.
     """
     lines = [PICTURE.sub("data:image", text).split("\n") for text in (committed, computed)]
@@ -65,12 +65,11 @@ def difference(committed: str, computed: str, relative: Decimal = RELATIVE) -> s
 
 
 def _line_difference(old: str, new: str, relative: Decimal) -> str:
-    for (was, was_decimal), (now, now_decimal) in zip_longest(
-        _tokens(old), _tokens(new), fillvalue=("(nothing)", False)
-    ):
+    pairs = zip_longest(_tokens(old), _tokens(new), fillvalue=("(nothing)", None))
+    for (was, was_kind), (now, now_kind) in pairs:
         if was == now:
             continue
-        if not (was_decimal and now_decimal):
+        if not was_kind == now_kind == "decimal":
             return f"{was!r} became {now!r}"
         a, b = _value(was), _value(now)
         unit = max(_unit(a), _unit(b))
@@ -79,14 +78,14 @@ def _line_difference(old: str, new: str, relative: Decimal) -> str:
     return ""
 
 
-def _tokens(line: str) -> list[tuple[str, bool]]:
-    """Words, decimals (True beside them) and other characters."""
-    found = [(match[0], match["decimal"] is not None) for match in TOKEN.finditer(" ".join(line.split()))]
-    padded = [(" ", False), *found, (" ", False)]
+def _tokens(line: str) -> list[tuple[str, str | None]]:
+    """Numbers, each with its kind, "decimal" or "whole"; words and other characters, with None."""
+    found = [(match[0], match.lastgroup) for match in TOKEN.finditer(" ".join(line.split()))]
+    padded = [(" ", None), *found, (" ", None)]
     return [
         token
-        for before, token, after in zip(padded, found, padded[2:], strict=False)
-        if token[0] != " " or not (before[1] or after[1])
+        for (_, before), token, (_, after) in zip(padded, found, padded[2:], strict=False)
+        if token[0] != " " or not (before or after)
     ]
 
 
