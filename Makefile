@@ -10,7 +10,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 LAB_STAMP := .venv/.lab-stamp
 TEST_STAMP := .venv/.test-stamp
-NBVAL := --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
+NBVAL := --nbval-current-env --nbval-cell-timeout=300
 
 # The committed numbers were computed so.
 export LABKIT_PROFILE ?= lesson
