@@ -46,7 +46,7 @@ def test_a_cut_text_goes_on_too(hub: FakeHub) -> None:
 
 def test_the_next_call_keeps_the_files_that_arrived(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts["model.safetensors"] = [70_321] + [0] * 20
-    with pytest.raises(AssetError, match="try again; files that have arrived are kept"):
+    with pytest.raises(AssetError, match="try again; files that arrived are kept"):
         download(REPO)
     assert leftovers(tmp_path) == []
     assert cached(REPO) is None
