@@ -239,7 +239,7 @@ def test_nothing_is_held_out_when_nothing_is_asked_for(tmp_path):
 def test_the_verdict_is_found_where_the_reader_puts_it(tmp_path, monkeypatch):
     import hashlib
 
-    from labkit.text import loading as module
+    from labkit.text import corpus as module
 
     text = "\n\n".join(f"Paragraph {number}." for number in range(50)) + "\n"
     registry, _ = module._registry()
@@ -255,7 +255,7 @@ def test_the_verdict_is_found_where_the_reader_puts_it(tmp_path, monkeypatch):
 
 
 def test_the_registry_is_found_from_a_folder_below_the_project(tmp_path, monkeypatch):
-    from labkit.text import loading as module
+    from labkit.text import corpus as module
 
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "corpora.toml").write_text('[mine]\nfiles = ["m.txt"]\n', encoding="utf-8")

@@ -220,7 +220,7 @@ def test_a_mistake_is_named(call, kind, message):
 
 
 def test_a_missing_verdict_says_where_to_put_it(tmp_path, monkeypatch):
-    from labkit.text import loading as module
+    from labkit.text import corpus as module
 
     registry, _ = module._registry()
     monkeypatch.setattr(module, "_registry", lambda: (registry, tmp_path))
