@@ -103,7 +103,7 @@ def measure(source: Path, out: Path, workers: int) -> dict[str, object]:
 def run(command: list[str], kill_at: int | None = None) -> tuple[float, list[int]]:
     """Seconds, the peaks of PSS and of summed RSS in bytes.
 
-    kill_at: end the process once ids.bin has so many bytes; at a third of the text, about half of its ids are there.
+    kill_at: end the process once ids.bin has so many bytes; a third of the text's are about half of the ids.
     """
     ids = Path(command[command.index("--out") + 1]) / "ids.bin"
     began, peaks, ended = time.perf_counter(), [0, 0], threading.Event()

@@ -190,7 +190,7 @@ class TokenStream(Batches):
     ) -> None:
         _at_least(1, "TokenStream", context_length=context_length, batch_size=batch_size)
         _at_least(0, "TokenStream", seed=seed)
-        self._data = _id_array(_open_ids(Path(ids), dtype) if isinstance(ids, str | Path) else ids)
+        self._data = _open_ids(Path(ids), dtype) if isinstance(ids, str | Path) else _id_array(ids)
         self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
         self.total_tokens = self.tokens_per_epoch = len(self._data)
         if self.total_tokens < context_length + 1:
@@ -369,13 +369,17 @@ def _id_tensor(ids: Any, name: str) -> Tensor:
     return tensor
 
 
-def _id_array(ids: Ids) -> np.ndarray:
+def _id_array(ids: Ids, what: str = "the array") -> np.ndarray:
     """The same as an array, in its own, perhaps smaller, dtype; a file of signed ids is read once."""
     if not isinstance(ids, np.ndarray):
         return _id_tensor(ids, "TokenStream").numpy()
-    _id_tensor(ids[:1], "TokenStream")
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"TokenStream: {what} holds {ids.dtype} of shape {ids.shape}; whole numbers are needed, in one "
+            "dimension."
+        )
     if ids.dtype.kind == "i" and len(ids) and (low := int(ids.min())) < 0:
-        raise ValueError(f"TokenStream: id {low} is negative.")
+        raise ValueError(f"TokenStream: {what} holds id {low}, which is negative.")
     return ids
 
 
@@ -384,7 +388,7 @@ def _open_ids(path: Path, dtype: str) -> np.ndarray:
     if is_encoded(path):
         return EncodedText(path).ids
     if not path.is_file():
-        raise ValueError(f"TokenStream: {path} is neither a file nor a folder made by `labkit encode`.")
+        raise ValueError(f"TokenStream: {path} is not a file, nor a folder made by `labkit encode`.")
     if path.suffix == ".npy":
         try:
             data = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -397,9 +401,7 @@ def _open_ids(path: Path, dtype: str) -> np.ndarray:
         data = np.memmap(path, dtype=dtype, mode="r")
     else:
         raise ValueError(f"TokenStream: {path} must end in .npy or .bin.")
-    if data.ndim != 1 or not np.issubdtype(data.dtype, np.integer):
-        raise ValueError(f"TokenStream: {path} holds {data.dtype} of shape {data.shape}; ids are needed.")
-    return data
+    return _id_array(data, str(path))
 
 
 def _at_least(low: int, name: str, **values: int) -> None:
