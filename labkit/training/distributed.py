@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from labkit.config import TrainConfig
 from labkit.device import best_device
 from labkit.model import GPT
-from labkit.text.windows import IGNORE
+from labkit.text.batches import IGNORE
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for one that is alive and silent; one that dies is noticed at once."""

@@ -18,7 +18,7 @@ from labkit.device import autocast, best_device, choose_precision, seeded, set_t
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
-from labkit.text.windows import IGNORE, Ids
+from labkit.text.batches import IGNORE, Ids
 from labkit.training.distributed import Ranks, whole
 from labkit.training.events import (
     Checkpoint,

@@ -67,9 +67,9 @@ def trained_on(source: str) -> DataConfig | None:
 
 
 def _documents(data: DataConfig, split: Split, context_length: int) -> tuple[Document, ...]:
-    from labkit.text import load_corpus
+    from labkit.text import is_encoded, load_corpus
 
-    if (Path(data.corpus) / "index.json").is_file():
+    if is_encoded(data.corpus):
         return _held_out_of_ids(data.corpus, split, context_length)
     cut = {"val_fraction": 0.0, "test_fraction": 0.0} if split == "all" else {}
     groups = {"val": data.val_groups, "test": data.val_groups, "train": data.groups, "all": ()}[split]

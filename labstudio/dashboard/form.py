@@ -11,7 +11,7 @@ import torch
 
 from labkit.analysis.costs import parameter_count
 from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
-from labkit.text.loading import corpus_names
+from labkit.text.corpus import corpus_names
 from labkit.training import Run
 
 TRAINING_BYTES = 16

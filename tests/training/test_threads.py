@@ -17,7 +17,7 @@ import labkit.training.threads
 from labkit.config import TrainConfig
 from labkit.device import choose_threads, remembered_threads, set_threads, thread_limit
 from labkit.text import SequenceDataset
-from labkit.text.windows import IGNORE
+from labkit.text.batches import IGNORE
 from labkit.training import Run, Step, Trainer, fit, restore
 from labkit.training.threads import computed_on, settle_threads
 from labstudio.cli import main
