@@ -59,7 +59,7 @@ def evaluate(
         checkpoint: Checkpoint of the run; its newest when not given.
         against_checkpoint: Checkpoint of the other one; without --against, of the same run.
         device: cpu, cuda or mps; the best there is when not given.
-        threads: CPU threads; PyTorch's choice when not given.
+        threads: CPU threads; when not given, one for a small model, else all cores that may be used.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"eval: threads={threads} must be at least 1.")
@@ -67,11 +67,11 @@ def evaluate(
     if against is not None or against_checkpoint is not None:
         sources.append((against or model, against_checkpoint))
 
-    from labkit.device import best_device, set_threads
+    from labkit.device import best_device, decoding_threads, set_threads
 
-    set_threads(threads)
     place = best_device(device)
     opened = [_open(*source) for source in sources]
+    set_threads(threads or decoding_threads(max(each.num_parameters() for each, _ in opened)))
     for each, _ in opened:
         each.to(place)
     context = opened[0][0].config.context_length
