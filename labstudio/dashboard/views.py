@@ -23,20 +23,13 @@ from labstudio.runs.run_views import (
     run_settings,
     runs_table,
 )
+from labstudio.tables import HEADERS
 from labstudio.visible import unhidden
 
 POINTS = 300
 """Of a curve, at most."""
 
 COLUMNS = ("parameters", "step", "total_steps", "val_loss", "perplexity", "state", "started")
-
-WORDS = {
-    "total_steps": "steps in all",
-    "val_loss": "held-out loss",
-    "best_val_loss": "best held-out loss",
-    "best_perplexity": "best perplexity",
-    "bits_per_byte": "bits per byte",
-}
 
 Signature = tuple[object, ...]
 
@@ -101,7 +94,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """How runs differ: a table whose rows are settings and results, curves, and what does not compare."""
     table = compare_runs(runs).T
     table = table[table.notna().any(axis="columns")]
-    names = [WORDS.get(name, unhidden(name)) for name in table.index]
+    names = [HEADERS.get(name, unhidden(name)) for name in table.index]
     rows = [[name, *map(plain, values)] for name, values in zip(names, table.to_numpy(), strict=True)]
     drawn = [curves(run) for run in runs]
     return {
