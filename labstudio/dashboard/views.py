@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from labkit.training import Run, list_runs
-from labstudio.runs.run_history import SMOOTH, running_mean, thinned
+from labstudio.runs.run_history import thinned
 from labstudio.runs.run_views import (
     RUNNING_WITHIN,
     checkpoints_table,
     compare_runs,
     comparison_warnings,
+    loss_curve,
     run_settings,
     runs_table,
 )
@@ -108,20 +110,12 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
 def curves(run: Run) -> dict[str, list[list[float]]]:
     """Held-out and training loss (mean of 20 steps) as [tokens, loss]; empty where they cannot be read."""
-    try:
-        steps, evaluations = run.metrics("step"), run.metrics("evaluation")
-        tokens, step = steps["tokens"].to_numpy(float), steps["step"].to_numpy(float)
-        training = np.stack([tokens, running_mean(steps["loss"].to_numpy(float), SMOOTH)], axis=1)
-        held_out = np.empty((0, 2))
-        if len(evaluations):
-            seen = np.interp(evaluations["step"], [0, *step], [0, *tokens])
-            held_out = np.stack([seen, evaluations["val_loss"].to_numpy(float)], axis=1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"held_out": [], "training": []}
-    return {name: _thin(points) for name, points in (("held_out", held_out), ("training", training))}
+    curve = loss_curve(run)
+    return {"held_out": _points(curve.held_out), "training": _points(curve.training)}
 
 
-def _thin(points: np.ndarray) -> list[list[float]]:
+def _points(curve: tuple[ArrayLike, ArrayLike]) -> list[list[float]]:
+    points = np.stack([np.asarray(each, float) for each in curve], axis=1)
     kept: list[list[float]] = points[thinned(len(points), limit=POINTS)].tolist()
     return [point for point in kept if all(map(math.isfinite, point))]
 
