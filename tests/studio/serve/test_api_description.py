@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import json
 import re
 import warnings
@@ -165,7 +166,9 @@ def test_no_request_makes_the_server_fail_or_contradict_its_description(app: Fas
 
 
 @pytest.mark.long
-def test_no_request_of_thousands_does(app: FastAPI) -> None:
-    tried = try_all(app, 300)
+def test_no_request_of_many_does(app: FastAPI) -> None:
+    """Hundreds of requests; thousands under `make soak`."""
+    soak = int(os.environ.get("LABKIT_SOAK", "1"))
+    tried = try_all(app, 30 * soak)
     print(f"{tried} requests, by status {STATUSES}")
-    assert tried > 2000
+    assert tried > 200 * soak
