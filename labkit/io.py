@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
 def project_root() -> Path:
@@ -113,3 +117,68 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), timeout=30):
         yield
+
+
+class Row(NamedTuple):
+    """One row of a JSON-lines file."""
+
+    values: dict[str, Any]
+    position: str
+    """Where the row ends; a `Tail` that starts there goes on with the next row."""
+
+
+class Tail:
+    """Follows a JSON-lines file while it grows: gives each row once, and only when its line is whole.
+
+    path: may not exist yet.  position: that of the last row already known, perhaps from another process;
+    "" or one that does not fit this file means from the start.  Lines that are not a JSON object are skipped,
+    as are those longer than LONGEST_LINE bytes.
+    """
+
+    LONGEST_LINE = 2**20
+    _CHECKED = 256  # bytes before the position; when they are others, the file was rewritten
+
+    def __init__(self, path: Path, position: str = "") -> None:
+        self.path = path
+        found = re.fullmatch(r"([0-9]{1,18})-([0-9a-f]{8})", position)
+        self._offset, self._checksum = (int(found[1]), int(found[2], 16)) if found else (0, 0)
+
+    def new_rows(self, limit: int | None = None) -> tuple[list[Row], bool]:
+        """Rows since the last call; and whether they are all the rows, because what was read has changed.
+
+        limit: bytes to read, rounded up to a whole line; everything when None.  Raises OSError.
+        """
+        rows: list[Row] = []
+        try:
+            file = self.path.open("rb")
+        except (FileNotFoundError, IsADirectoryError):
+            restarted = self._offset > 0
+            self._offset = self._checksum = 0
+            return rows, restarted
+        with file:
+            size = min(self._offset, self._CHECKED)
+            file.seek(self._offset - size)
+            before = file.read(size)
+            restarted = len(before) < size or zlib.crc32(before) != self._checksum
+            if restarted:
+                self._offset, self._checksum, before = 0, 0, b""
+                file.seek(0)
+            end = None if limit is None else self._offset + limit
+            while end is None or self._offset < end:
+                line = file.readline(self.LONGEST_LINE)
+                if not line.endswith(b"\n") and len(line) < self.LONGEST_LINE:
+                    break
+                self._offset += len(line)
+                before = (before + line)[-self._CHECKED :]
+                self._checksum = zlib.crc32(before)
+                if (values := _json_object(line)) is not None:
+                    rows.append(Row(values, f"{self._offset}-{self._checksum:08x}"))
+        return rows, restarted
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from labkit.config import TrainConfig
 from labkit.device import best_device
 from labkit.model import GPT
-from labkit.text.windows import IGNORE
+from labkit.text.batches import IGNORE
 from labkit.training.optim import AnyOptimizer
 
 TIMEOUT = timedelta(minutes=10)

@@ -28,7 +28,7 @@ from labkit.device import (
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
-from labkit.text.windows import IGNORE, Ids
+from labkit.text.batches import IGNORE, Ids
 from labkit.training.optim import build_optimizer, check_shapes, freeze, scheduled_rate
 from labkit.training.parallel import Ranks, whole
 

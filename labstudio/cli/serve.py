@@ -51,6 +51,7 @@ def serve(
         raise ValueError(f"serve: threads={threads} must be at least 1.")
     try:
         import fastapi  # noqa: F401
+        import sse_starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise RuntimeError(f"serve: needs {error.name}. Install it: pip install 'labkit[serve]'") from error

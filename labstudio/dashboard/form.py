@@ -10,7 +10,7 @@ import torch
 from labkit.analysis.costs import parameter_count
 from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
 from labkit.io import check_name
-from labkit.text.loading import corpus_names
+from labkit.text.corpus import corpus_names
 
 TRAINING_BYTES = 16
 """Per parameter: weight, gradient and two moments, in float32."""

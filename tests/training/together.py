@@ -12,7 +12,7 @@ import torch
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.text import CharTokenizer, SequenceDataset
-from labkit.text.windows import IGNORE
+from labkit.text.batches import IGNORE
 from labkit.training import Evaluation, Run, Sample, Step, Trainer, TrainingDivergedError, fit, restore
 from labkit.training.parallel import launched
 

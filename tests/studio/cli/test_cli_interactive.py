@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from labkit.config import SampleConfig
-from labstudio.cli.interactive import changed
+from labstudio.cli.sample import changed
 
 pytest_plugins = ["sample_command"]
 

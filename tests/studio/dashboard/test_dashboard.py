@@ -294,7 +294,7 @@ def test_a_training_runs_in_its_own_session_with_nothing_of_the_page(
     monkeypatch.setenv("QUERY_STRING", "token=secret")
     monkeypatch.setenv("VOILA_REQUEST_URL", "http://x/?token=secret")
     script = "import os, sys; print(os.getsid(0) == os.getpid(), os.getcwd(), dict(os.environ), sys.argv)"
-    fake = tmp_path / "labkit"
+    fake = tmp_path / "labstudio"
     fake.mkdir()
     (fake / "__init__.py").touch()
     (fake / "__main__.py").write_text(script)
