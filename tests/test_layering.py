@@ -109,6 +109,29 @@ def test_no_circles_between_rooms() -> None:
         visit(node, ())
 
 
+def imported_files(path: Path) -> set[str]:
+    """The modules that a file imports when it runs, wherever the import stands in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {module_name(each) for each in FILES if each.name != "__init__.py"}
+    branches = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    only_types = [
+        node for each in branches if "TYPE_CHECKING" in ast.dump(each.test) for node in ast.walk(each)
+    ]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node not in only_types:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & names
+
+
+def test_no_circles_between_files() -> None:
+    waiting = {module_name(path): imported_files(path) for path in FILES}
+    while free := [name for name, needs in waiting.items() if not needs & set(waiting)]:
+        for name in free:
+            del waiting[name]
+    assert not waiting, f"these import each other: {sorted(waiting)}"
+
+
 @pytest.mark.parametrize(
     "source",
     [
