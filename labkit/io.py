@@ -71,10 +71,18 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's text."""
+    """Replace a file's text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file's contents; a link is followed, and the file keeps its mode."""
+    path = path.resolve()
     fresh = path.with_name(f".new-{path.name}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, fresh)
         flush(fresh)
         fresh.replace(path)
     except OSError:
