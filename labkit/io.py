@@ -103,12 +103,12 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time reads, changes and writes a file: others wait, up to half a minute."""
+def locked(path: Path, timeout: float = 30) -> Iterator[None]:
+    """One process at a time reads, changes and writes a file: others wait, in seconds (-1: without end)."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=30):
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
         yield
 
 
