@@ -1,4 +1,4 @@
-"""Where the project reads and writes, and writing so that a crash leaves the old or the new, never half."""
+"""Where the project reads and writes: folders, names, and writing that a crash leaves whole, old or new."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ def cache_dir() -> Path:
     import pooch
 
     return Path(pooch.os_cache("labkit"))
+
+
+def check_name(name: str, what: str) -> None:
+    """The one rule for names of runs, models and sweeps: they become folders and stand in commands.
+
+    what: what has the name, for the message.  Raises ValueError for a name that could be taken for an option,
+    a path or a hidden file, or that does not print as it is.
+    """
+    at_the_ends = name != name.strip() or name.startswith(("-", ".")) or name.endswith(".")
+    inside = any(sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name)
+    if not name or at_the_ends or inside or len(name) > 100:
+        raise ValueError(
+            f"{what}={name!r} must be a plain folder name, such as 'first-try': at most 100 characters, none "
+            'of / \\ : * ? " < > | or line breaks, no blank or dot at the ends, no - at the beginning.'
+        )
 
 
 @contextmanager

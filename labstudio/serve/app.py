@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
@@ -15,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from labkit.model import GPT
 from labkit.text import Tokenizer
+from labkit.training.run import labkit_version
 from labstudio.serve.completions import completions_router
 from labstudio.serve.config import ServeConfig
 from labstudio.serve.docs import docs_page
@@ -59,7 +59,7 @@ def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: s
 
     app = FastAPI(
         title="labkit serve",
-        version=version("labkit"),
+        version=labkit_version(),
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
