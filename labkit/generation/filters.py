@@ -65,7 +65,7 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probabilities sum to at least p; -inf for the rest.
 
     logits: (..., vocab).  p: in (0, 1].  Returns the same shape; the likeliest token always stays.  A sum
-    that is below p by no more than the rounding of the logits' type is enough.
+    that is below p by no more than a rounding error is enough; half precision is summed in float32.
     Raises ValueError for p outside (0, 1].  Source: Holtzman et al. (2020), section 3.1.
     """
     if not 0 < p <= 1:
@@ -75,7 +75,7 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     ordered, order = logits.sort(descending=True, stable=True)
     exact = torch.promote_types(logits.dtype, torch.float32)
     covered = ordered.softmax(-1, dtype=exact).cumsum(-1)
-    enough = covered >= p - torch.finfo(logits.dtype).eps  # 0.5 + 0.3, rounded, is enough for 0.8
+    enough = covered >= p - torch.finfo(exact).eps  # 0.5 + 0.3, rounded, is enough for 0.8
     removed = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order[..., 1:], enough[..., :-1])
     return logits.masked_fill(removed, -torch.inf)
 
