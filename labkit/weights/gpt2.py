@@ -61,7 +61,7 @@ _FIELDS = {  # in config.json, and of GPTConfig
     "resid_pdrop": "dropout",
     "attn_pdrop": "attention_dropout",
 }
-_NOT_SAID = {"vocab_size": 50257, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+_DEFAULTS = {"vocab_size": 50257, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
@@ -176,7 +176,7 @@ def _published_config(file: Path) -> dict[str, Any]:
             f"{file}: describes model_type={found.get('model_type')!r}, not a GPT-2. "
             "load_llama reads the llama family."
         )
-    found = {"n_positions": found.get("n_ctx", 1024), "activation_function": "gelu_new"} | _NOT_SAID | found
+    found = {"n_positions": found.get("n_ctx", 1024), "activation_function": "gelu_new"} | _DEFAULTS | found
     refuse_other_computations(
         file,
         {

@@ -83,8 +83,8 @@ _FIELDS = {  # in config.json, and of GPTConfig
     "rms_norm_eps": "norm_eps",
     "tie_word_embeddings": "tie_weights",
 }
-_NOT_SAID = {"max_position_embeddings": 2048, "attention_dropout": 0.0, "rms_norm_eps": 1e-6}
-_LLAMA: dict[str, Any] = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu"}
+_DEFAULTS = {"max_position_embeddings": 2048, "attention_dropout": 0.0, "rms_norm_eps": 1e-6}
+_ARCHITECTURE: dict[str, Any] = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu"}
 
 
 def load_llama(source: str | Path) -> LoadedModel:
@@ -112,7 +112,7 @@ def save_llama(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = Non
     cannot hold.
     """
     config, folder = model.config, Path(folder)
-    wrong = [name for name, needed in _LLAMA.items() if getattr(config, name) != needed]
+    wrong = [name for name, needed in _ARCHITECTURE.items() if getattr(config, name) != needed]
     if wrong or config.embedding_scale:
         fields = ", ".join(f"{name}={getattr(config, name)!r}" for name in wrong or ["embedding_scale"])
         raise ValueError(f"save_llama: the llama layout has no {fields}. save_gpt2 writes models like GPT-2.")
@@ -199,7 +199,7 @@ def _load_smollm2() -> LoadedModel:
 
 def _published_config(file: Path) -> dict[str, Any]:
     """Fields of GPTConfig from a config.json.  Raises ValueError for what we would compute otherwise."""
-    found = _NOT_SAID | read_json(file)
+    found = _DEFAULTS | read_json(file)
     if found.get("model_type") != "llama":
         raise ValueError(
             f"{file}: describes model_type={found.get('model_type')!r}, not 'llama'. load_gpt2 reads GPT-2."
@@ -227,7 +227,7 @@ def _published_config(file: Path) -> dict[str, Any]:
     fields = {ours: found.get(theirs) for theirs, ours in _FIELDS.items()}
     fields |= {"qkv_bias": attention_bias, "bias": mlp_bias}
     fields |= {"tie_weights": bool(found.get("tie_word_embeddings"))}
-    return _LLAMA | fields | {"rope_base": rope.get("rope_theta", found.get("rope_theta", 10000.0))}
+    return _ARCHITECTURE | fields | {"rope_base": rope.get("rope_theta", found.get("rope_theta", 10000.0))}
 
 
 def _gguf_config(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _gguf_config(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, T
     )
     embedding = shapes.get("token_embd.weight")
     eps = found("attention.layer_norm_rms_epsilon")
-    return _LLAMA | {
+    return _ARCHITECTURE | {
         "vocab_size": None if embedding is None else len(embedding),
         "context_length": found("context_length"),
         "d_model": d_model,

@@ -102,6 +102,5 @@ def _load_own(file: Path, fields: Mapping[str, Any], checksum: str, remedy: str)
         )
     tensors = read_tensors(file)
     model = described_model(fields, tensors, file.parent)
-    return model, load_into(
-        model, tensors, Layout({name: name for name, _ in model.named_parameters()}), file
-    )
+    layout = Layout({name: name for name, _ in model.named_parameters()})
+    return model, load_into(model, tensors, layout, file)

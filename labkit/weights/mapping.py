@@ -44,12 +44,19 @@ class Layout:
         missing_biases: also those that hold biases which this model lacks.
         """
         known = {name for name, _ in model.named_parameters()}
-        for theirs, name in self.names.items():
-            ours = (name,) if isinstance(name, str) else name
+        for theirs, ours in self.names.items():
+            ours = (ours,) if isinstance(ours, str) else ours
             for i in range(model.config.n_layers if "{i}" in theirs else 1):
-                here = [each.format(i=i) for each in ours]
+                here = [name.format(i=i) for name in ours]
                 if known.issuperset(here) or (missing_biases and here[0].endswith("bias")):
                     yield theirs.format(i=i), here
+
+    def operation(self, theirs: str, part: int, parts: int) -> str:
+        """What is done to a published tensor to get the parameter that is this part of it."""
+        steps = ["transposed"] if theirs.endswith(self.transposed) else []
+        steps += [f"part {part + 1} of {parts}"] if parts > 1 else []
+        steps += ["rotary pairs taken apart"] if theirs.endswith(self.interleaved) else []
+        return ", ".join(steps) or "as it is"
 
 
 class Assigned(NamedTuple):
@@ -102,17 +109,15 @@ def load_into(model: GPT, tensors: Mapping[str, Tensor], layout: Layout, source:
             missing.append(theirs)
             continue
         published = used[theirs] = tensors[theirs]
-        transposed, interleaved = theirs.endswith(layout.transposed), theirs.endswith(layout.interleaved)
+        shape, dtype = tuple(published.shape), str(published.dtype).removeprefix("torch.")
         try:
-            parts = _parts(published, transposed, [len(parameters[name]) for name in ours])
+            parts = _parts(published, theirs.endswith(layout.transposed), [len(parameters[n]) for n in ours])
             for i, (name, part) in enumerate(zip(ours, parts, strict=True)):
-                if interleaved:
+                if theirs.endswith(layout.interleaved):
                     part = _pairs(part, model.config.head_dim, neighbours=False)
                 assign(model, name, part)  # refuses another shape
-                done = ["transposed"] * transposed + [f"part {i + 1} of {len(ours)}"] * (len(ours) > 1)
-                how = ", ".join(done + ["rotary pairs taken apart"] * interleaved) or "as it is"
-                dtype = str(published.dtype).removeprefix("torch.")
-                assigned.append(Assigned(theirs, name, tuple(published.shape), tuple(part.shape), dtype, how))
+                how = layout.operation(theirs, i, len(ours))
+                assigned.append(Assigned(theirs, name, shape, tuple(part.shape), dtype, how))
         except ValueError as error:
             raise ValueError(f"{source}: {theirs} does not fit. {error}") from error
     pattern = layout.without_weights
