@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from labkit.config import SampleConfig
-from labkit.weights import load_pretrained
-from labkit.weights.pretrained import PRETRAINED
+from labkit.weights import PRETRAINED, load_pretrained
 
 pytest_plugins = ["sample_command"]
 
