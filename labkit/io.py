@@ -86,10 +86,18 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's text."""
+    """Replace a file's text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file's contents; a link is followed, and the file keeps its mode."""
+    path = path.resolve()
     fresh = path.with_name(f".new-{path.name}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, fresh)
         flush(fresh)
         fresh.replace(path)
     except OSError:
@@ -110,12 +118,12 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time reads, changes and writes a file: others wait, up to half a minute."""
+def locked(path: Path, timeout: float = 30) -> Iterator[None]:
+    """One process at a time reads, changes and writes a file: others wait, in seconds (-1: without end)."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=30):
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
         yield
 
 
