@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from labkit.text.cleaning import CorpusError
     from labkit.text.corpus import Corpus, Document, check_split
     from labkit.text.encoding import encode_folder
+    from labkit.text.hf import (
+        HFTokenizer,
+        load_published_tokenizer,
+        load_tokenizer,
+        save_published_tokenizer,
+        tokenizer_from_gguf,
+    )
     from labkit.text.loading import build_tokenizer, load_corpus
-    from labkit.text.published import PublishedTokenizer, UnsupportedTokenizerError
-    from labkit.text.published_files import load_published_tokenizer, tokenizer_from_gguf
-    from labkit.text.published_saving import save_published_tokenizer
     from labkit.text.sequences import SequenceDataset, load_token_sequences
     from labkit.text.shards import Shards, open_shards
-    from labkit.text.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer
+    from labkit.text.tokenizers import END_OF_TEXT, CharTokenizer, Tokenizer, UnsupportedTokenizerError
     from labkit.text.windows import Batches, ShuffledWindows, TokenStream, WindowDataset
 
 _HOME = {
@@ -31,13 +35,14 @@ _HOME = {
     "cleaning": ("CorpusError",),
     "corpus": ("Corpus", "Document", "check_split"),
     "encoding": ("encode_folder",),
+    "hf": (
+        *("HFTokenizer", "load_published_tokenizer", "load_tokenizer"),
+        *("save_published_tokenizer", "tokenizer_from_gguf"),
+    ),
     "loading": ("build_tokenizer", "load_corpus"),
-    "published": ("PublishedTokenizer", "UnsupportedTokenizerError"),
-    "published_files": ("load_published_tokenizer", "tokenizer_from_gguf"),
-    "published_saving": ("save_published_tokenizer",),
     "sequences": ("SequenceDataset", "load_token_sequences"),
     "shards": ("Shards", "open_shards"),
-    "tokenizer": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "load_tokenizer"),
+    "tokenizers": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "UnsupportedTokenizerError"),
     "windows": ("Batches", "ShuffledWindows", "TokenStream", "WindowDataset"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -53,7 +58,7 @@ __all__ = [
     "CorpusError",
     "Document",
     "GPT2Tokenizer",
-    "PublishedTokenizer",
+    "HFTokenizer",
     "SequenceDataset",
     "Shards",
     "ShuffledWindows",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas
     from torch import Tensor
 
-    from labkit.text.tokenizer import Tokenizer
+    from labkit.text.tokenizers import Tokenizer
 
 SPLITS = ("train", "val", "test")
 

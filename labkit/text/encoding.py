@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from labkit.text.bpe import GPT2Tokenizer, train_bpe
 from labkit.text.cleaning import CorpusError
+from labkit.text.hf import load_tokenizer
 from labkit.text.loading import text_files
 from labkit.text.shards import (
     FORMAT,
@@ -26,7 +27,7 @@ from labkit.text.shards import (
     read_state,
     shard_path,
 )
-from labkit.text.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from labkit.text.tokenizers import CharTokenizer, Tokenizer
 from labkit.text.units import (
     BLOCK,
     Result,

@@ -13,7 +13,7 @@ from labkit.text.cleaning import CorpusError, clean_play, documents_at_paragraph
 from labkit.text.corpus import SPLITS, Corpus, Document, check_split
 
 if TYPE_CHECKING:
-    from labkit.text.tokenizer import Tokenizer
+    from labkit.text.tokenizers import Tokenizer
 
 TEXT_SUFFIXES = (".txt", ".md")
 REGISTRY = Path("corpus", "corpora.toml")
@@ -64,7 +64,7 @@ def build_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     Raises ValueError for another name.
     """
     from labkit.text.bpe import GPT2Tokenizer, train_bpe
-    from labkit.text.tokenizer import CharTokenizer
+    from labkit.text.tokenizers import CharTokenizer
 
     if name == "char":
         return CharTokenizer.from_text(corpus.text("all"))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from labkit.text.cleaning import CorpusError
-from labkit.text.tokenizer import Tokenizer, load_tokenizer
+from labkit.text.tokenizers import Tokenizer
 
 FORMAT = {"format": "labkit-shards", "version": 1}
 
@@ -91,6 +91,8 @@ class Shards:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the ids.  Raises CorpusError where tokenizer.json is another one."""
+        from labkit.text.hf import load_tokenizer
+
         path = self.folder / "tokenizer.json"
         tokenizer = load_tokenizer(path)
         if tokenizer.fingerprint != self._tokenizer:

@@ -29,7 +29,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from labkit.text.cleaning import CorpusError, decode_text
-from labkit.text.tokenizer import Tokenizer, load_tokenizer
+from labkit.text.hf import load_tokenizer
+from labkit.text.tokenizers import Tokenizer
 
 BLOCK = 2**21
 # Not after white space, nor after a byte that may end a white-space character of Unicode.

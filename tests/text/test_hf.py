@@ -22,7 +22,7 @@ from labkit.text import (
     BPETokenizer,
     CharTokenizer,
     GPT2Tokenizer,
-    PublishedTokenizer,
+    HFTokenizer,
     Tokenizer,
     UnsupportedTokenizerError,
     asset_path,
@@ -35,14 +35,14 @@ from labkit.text import (
     train_bpe,
 )
 from labkit.text.bpe import _printable_bytes
-from labkit.text.published_files import LLAMA3
+from labkit.text.hf import LLAMA3
 
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 SMOLLM_CUT = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTE_LEVEL])
 LLAMA3_CUT = pre_tokenizers.Sequence(
     [
-        pre_tokenizers.Split(Regex(LLAMA3["pattern"]["Regex"]), "isolated"),
+        pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ]
 )
@@ -84,7 +84,7 @@ def metadata() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def smollm2(metadata: dict[str, Any]) -> PublishedTokenizer:
+def smollm2(metadata: dict[str, Any]) -> HFTokenizer:
     return tokenizer_from_gguf(metadata)
 
 
@@ -148,7 +148,7 @@ def folder_with(folder: Path, **files: Any) -> Path:
 # SmolLM2
 
 
-def test_smollm2_has_its_published_size_and_ends(smollm2: PublishedTokenizer) -> None:
+def test_smollm2_has_its_published_size_and_ends(smollm2: HFTokenizer) -> None:
     assert (smollm2.vocab_size, smollm2.eos_id, smollm2.eos, smollm2.bos) == (
         49152,
         2,
@@ -161,7 +161,7 @@ def test_smollm2_has_its_published_size_and_ends(smollm2: PublishedTokenizer) ->
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_smollm2_ids_are_those_of_another_library(
-    smollm2: PublishedTokenizer,
+    smollm2: HFTokenizer,
     reference: tokenizers.Tokenizer,
     special_reference: tokenizers.Tokenizer,
     text: str,
@@ -171,10 +171,10 @@ def test_smollm2_ids_are_those_of_another_library(
     assert smollm2.encode_batch([text])[0].tolist() == smollm2.encode(text)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=letters)
 def test_smollm2_ids_are_those_of_another_library_on_any_text(
-    smollm2: PublishedTokenizer,
+    smollm2: HFTokenizer,
     reference: tokenizers.Tokenizer,
     special_reference: tokenizers.Tokenizer,
     text: str,
@@ -184,7 +184,7 @@ def test_smollm2_ids_are_those_of_another_library_on_any_text(
 
 
 def test_smollm2_ids_of_every_pieces_text_are_those_of_another_library(
-    smollm2: PublishedTokenizer, reference: tokenizers.Tokenizer
+    smollm2: HFTokenizer, reference: tokenizers.Tokenizer
 ) -> None:
     pieces = [smollm2.token_bytes(i) for i in range(smollm2.vocab_size)]
     texts = [piece.decode() for piece in pieces if piece.decode("utf-8", "ignore").encode() == piece]
@@ -196,19 +196,19 @@ def test_smollm2_ids_of_every_pieces_text_are_those_of_another_library(
 
 
 def test_smollm2_ids_of_a_whole_play_are_those_of_another_library(
-    smollm2: PublishedTokenizer, reference: tokenizers.Tokenizer
+    smollm2: HFTokenizer, reference: tokenizers.Tokenizer
 ) -> None:
     play = load_corpus("shakespeare").test[0].text
     assert smollm2.encode(play) == reference.encode(play).ids
     assert smollm2.decode(smollm2.encode(play)) == play
 
 
-def test_only_bytes_without_a_piece_are_dropped(smollm2: PublishedTokenizer) -> None:
+def test_only_bytes_without_a_piece_are_dropped(smollm2: HFTokenizer) -> None:
     assert smollm2.decode(smollm2.encode("tab\t, bell\x07, end\x04.")) == "tab\t, bell\x07, end."
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "1", "!", "\n", " \n", "é", "\x04"])
-def test_long_runs_cost_linear_time(smollm2: PublishedTokenizer, unit: str) -> None:
+def test_long_runs_cost_linear_time(smollm2: HFTokenizer, unit: str) -> None:
     def seconds(size: int) -> float:
         started = time.perf_counter()
         smollm2.encode(unit * size + "x")
@@ -240,9 +240,7 @@ def test_ids_follow_the_merges_or_the_tokenizer_is_refused(data: st.DataObject, 
     reference = tokenizers.Tokenizer(BPE(vocab=vocabulary, merges=merges, ignore_merges=ignore_merges))
     reference.pre_tokenizer = BYTE_LEVEL
     try:
-        tokenizer = PublishedTokenizer(
-            vocabulary, merges, pattern="gpt2", special={}, ignore_merges=ignore_merges
-        )
+        tokenizer = HFTokenizer(vocabulary, merges, pattern="gpt2", special={}, ignore_merges=ignore_merges)
     except UnsupportedTokenizerError:
         return
     for text in (*known, data.draw(st.text("abc", max_size=30)), "abcabcabc" * 4, "aaaabbbbcccc"):
@@ -258,9 +256,9 @@ def test_a_piece_that_its_merges_never_reach_is_not_made(ignore_merges: bool) ->
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     if ignore_merges:
         with pytest.raises(UnsupportedTokenizerError, match=r"'abcd' can be made in 2 ways"):
-            PublishedTokenizer(vocabulary, merges, **settings)
+            HFTokenizer(vocabulary, merges, **settings)
     else:
-        assert PublishedTokenizer(vocabulary, merges, **settings).tokenize("abcd bcd") == [
+        assert HFTokenizer(vocabulary, merges, **settings).tokenize("abcd bcd") == [
             "ab",
             "cd",
             " ",
@@ -347,7 +345,7 @@ def llama3_pair(
 
 @pytest.fixture(scope="module")
 def kinds(
-    smollm2: PublishedTokenizer,
+    smollm2: HFTokenizer,
     bpe: BPETokenizer,
     llama3_like: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
@@ -411,7 +409,7 @@ def test_a_published_tokenizer_comes_back_from_labkits_own_file(
 ) -> None:
     tokenizer, path = kinds[kind], tmp_path / "tokenizer.json"
     tokenizer.save(path)
-    for back in (load_tokenizer(path), PublishedTokenizer.load(path), load_published_tokenizer(tmp_path)):
+    for back in (load_tokenizer(path), HFTokenizer.load(path), load_published_tokenizer(tmp_path)):
         assert back.fingerprint == tokenizer.fingerprint
         assert back.encode("1 zqzqzq <|im_end|>") == tokenizer.encode("1 zqzqzq <|im_end|>")
         assert back.chat_template == tokenizer.chat_template
@@ -460,7 +458,7 @@ def test_gpt2_with_one_merge_changed_is_not_gpt2(tmp_path: Path) -> None:
     merges = content["model"]["merges"]
     merges[-1], merges[-2] = merges[-2], merges[-1]
     back = load_published_tokenizer(folder_with(tmp_path, tokenizer_json=content))
-    assert isinstance(back, PublishedTokenizer)
+    assert isinstance(back, HFTokenizer)
     assert back.encode("The old man") == GPT2Tokenizer().encode("The old man")
 
 
@@ -716,7 +714,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_conversations_are_encoded_as_transformers_does(
-    smollm2: PublishedTokenizer, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    smollm2: HFTokenizer, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     own = TEMPLATES[template] or smollm2.chat_template
@@ -729,7 +727,7 @@ def test_conversations_are_encoded_as_transformers_does(
         assert expected
 
 
-def test_the_published_template_is_rendered_in_full(smollm2: PublishedTokenizer) -> None:
+def test_the_published_template_is_rendered_in_full(smollm2: HFTokenizer) -> None:
     assert smollm2.decode(encode_chat(smollm2, [USER])) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         "<|im_start|>user\nWhat is 12 + 7?<|im_end|>\n<|im_start|>assistant\n"
@@ -758,7 +756,7 @@ def test_the_published_template_is_rendered_in_full(smollm2: PublishedTokenizer)
         ([{"role": "user", "content": "\ud83d"}], "surrogate"),
     ],
 )
-def test_messages_of_another_form_are_refused(smollm2: PublishedTokenizer, messages: Any, said: str) -> None:
+def test_messages_of_another_form_are_refused(smollm2: HFTokenizer, messages: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace("|", r"\|")):
         encode_chat(smollm2, messages)
 
