@@ -107,7 +107,9 @@ class HFTokenizer(Tokenizer):
         self._special: dict[str, int] = {}
         for token in self.content["added_tokens"]:
             if (own := self._plain.token_to_id(token["content"])) != token["id"]:
-                raise ValueError(f"the added token {token['content']!r} has the ids {own} and {token['id']}.")
+                raise ValueError(
+                    f"{token['content']!r} has id {token['id']}, but the library gives it {own}."
+                )
             if token["special"]:
                 self._special[token["content"]] = own
         self.eos_id = None if eos is None else self._special[eos]
@@ -221,8 +223,8 @@ def load_published_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer in a model's folder; None where there is none.
 
     Read are tokenizer.json, the `tokenizers` library's or labkit's own, and GPT-2's vocab.json with
-    merges.txt; the end of a text and the chat template stand in tokenizer_config.json.  Where a file holds what
-    one of labkit's own tokenizers does, it is that one.
+    merges.txt; the end of a text and the chat template stand in tokenizer_config.json.  Where a file holds
+    what one of labkit's own tokenizers does, it is that one.
     Raises ValueError for damaged files, `UnsupportedTokenizerError` (a ValueError) for kinds not read.
     """
     source, vocabulary, merges = (Path(folder) / name for name in ("tokenizer.json", *GPT2_FILES))
@@ -312,9 +314,12 @@ def save_published_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
 def _checked(content: Json, eos: str | None, bos: str | None) -> Json:
     """The content in the newest form of the file, with the end and the start of a text special."""
     model, decoders, vocabulary = content["model"], _types(content, "decoder"), _vocabulary(content)
-    kind = model.get("type") or "BPE"
-    spells = _is_byte_level(content) or (decoders and set(decoders) <= DECODERS)
-    needs = {f"a model of type {kind}": kind not in MODELS, f"the decoder {decoders}": not spells}
+    kind, is_byte_level = model.get("type") or "BPE", _is_byte_level(content)
+    spells = is_byte_level or (decoders and set(decoders) <= DECODERS)
+    decoder = (
+        f"a decoder of type {', '.join(decoders)}" if decoders else "to be told how its tokens are decoded"
+    )
+    needs = {f"a model of type {kind}": kind not in MODELS, decoder: not spells}
     needs |= {
         name: model.get(name) for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     }
@@ -325,11 +330,12 @@ def _checked(content: Json, eos: str | None, bos: str | None) -> Json:
         )
     if kind == "BPE":
         merges = [line.split(" ") if isinstance(line, str) else line for line in model["merges"]]
-        for number, (left, right) in enumerate(merges):
-            if missing := {left, right, left + right} - vocabulary.keys():
-                raise ValueError(
-                    f"merge {number} ({left!r}, {right!r}) needs {min(missing)!r}, which is no token."
-                )
+        for number, pair in enumerate(merges):
+            if len(pair) != 2 or not all(isinstance(piece, str) for piece in pair):
+                raise ValueError(f"merge {number} is {pair!r:.60}; expected two pieces, as 'a b'.")
+            for piece in (*pair, "".join(pair)):
+                if piece not in vocabulary:
+                    raise ValueError(f"merge {number} {pair} needs {piece!r}, which is no token.")
         model = BPE_DEFAULTS | model | {"merges": merges}
     added = {token["content"]: token for token in content.get("added_tokens") or []}
     for role, token in (("eos", eos), ("bos", bos)):
@@ -344,6 +350,7 @@ def _checked(content: Json, eos: str | None, bos: str | None) -> Json:
         "pre_tokenizer": {"use_regex": True} | pre
         if _types(content, "pre_tokenizer") == ["ByteLevel"]
         else pre,
+        "decoder": content.get("decoder") or BYTE_LEVEL,
         "truncation": None,
         "padding": None,
     }

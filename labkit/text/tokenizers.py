@@ -129,10 +129,10 @@ class Tokenizer(ABC):
 
     @classmethod
     def _restore(cls, definition: dict[str, Any], path: str | Path) -> Self:
-        if definition.get("format") != FORMAT or definition.get("kind") not in cls.kinds:
+        kind = definition.get("kind") if definition.get("format") == FORMAT else None
+        if kind not in cls.kinds:
             raise ValueError(
-                f"{path}: is not a tokenizer file of format {FORMAT} and kind {', '.join(cls.kinds)}, which "
-                f"{cls.__name__} reads, but of kind {definition.get('kind')!r}."
+                f"{path}: is not a tokenizer file of kind {' or '.join(cls.kinds)}, but {kind!r}."
             )
         with named(path):
             tokenizer = cls._from_definition(definition)

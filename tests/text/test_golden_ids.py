@@ -19,8 +19,10 @@ import pytest
 import tiktoken
 
 from labkit.text import (
+    END_OF_TEXT,
     CharTokenizer,
     GPT2Tokenizer,
+    HFTokenizer,
     Tokenizer,
     asset_path,
     load_corpus,
@@ -28,6 +30,7 @@ from labkit.text import (
     tokenizer_from_gguf,
     train_bpe,
 )
+from labkit.text.hf import _content_of
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads(gzip.decompress((ROOT / "tests/fixtures/golden_ids.json.gz").read_bytes()))
@@ -97,6 +100,9 @@ def test_gpt2_has_the_committed_ids_and_those_of_tiktoken(play: str) -> None:
     assert gpt2.fingerprint == facts["fingerprint"]
     assert digest_of_bytes(gpt2) == facts["sha256 of token_bytes"]
     assert digest_of_ids([gpt2.encode(play)]) == facts["sha256 of the ids of the first play held out"]
+    run_by_library = HFTokenizer(_content_of(gpt2), eos=END_OF_TEXT)
+    assert differences(run_by_library, "gpt2") == []
+    assert digest_of_bytes(run_by_library) == facts["sha256 of token_bytes"]
     theirs = tiktoken.get_encoding("gpt2")
     assert [theirs.encode(text, disallowed_special=()) for text in TEXTS] == GOLDEN["gpt2"]
 
