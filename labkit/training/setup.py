@@ -23,7 +23,7 @@ from labkit.text import (
     load_token_sequences,
 )
 from labkit.training.checkpoint import CheckpointInfo, load_weights, save_checkpoint
-from labkit.training.runs import Run
+from labkit.training.run import Run
 from labkit.training.trainer import Trainer, TrainingData
 
 HELD_OUT = 2**20

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -11,8 +9,8 @@ import torch
 
 from labkit.analysis.costs import parameter_count
 from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
+from labkit.io import check_name
 from labkit.text.corpus import corpus_names
-from labkit.training import Run
 
 TRAINING_BYTES = 16
 """Per parameter: weight, gradient and two moments, in float32."""
@@ -57,8 +55,7 @@ def train_arguments(options: dict[str, Any]) -> list[str]:
     GPTConfig.preset(preset)
     DataConfig(corpus=corpus)
     if name:
-        with TemporaryDirectory() as scratch:
-            Run.create(name, Path(scratch))  # says what is wrong with a name
+        check_name(name, "name")
     given = {field: options[field] for field in ("max_steps", "seed")}
     if options["learning_rate"] != "":
         given["learning_rate"] = options["learning_rate"]

@@ -12,31 +12,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from labkit.training import Run, list_runs
-from labstudio.runs.run_history import SMOOTH, running_mean, thinned
+from labstudio.runs.run_history import thinned
 from labstudio.runs.run_views import (
     RUNNING_WITHIN,
     checkpoints_table,
     compare_runs,
     comparison_warnings,
+    loss_curve,
     run_settings,
     runs_table,
 )
+from labstudio.tables import HEADERS
 from labstudio.visible import unhidden
 
 POINTS = 300
 """Of a curve, at most."""
 
 COLUMNS = ("parameters", "step", "total_steps", "val_loss", "perplexity", "state", "started")
-
-WORDS = {
-    "total_steps": "steps in all",
-    "val_loss": "held-out loss",
-    "best_val_loss": "best held-out loss",
-    "best_perplexity": "best perplexity",
-    "bits_per_byte": "bits per byte",
-}
 
 Signature = tuple[object, ...]
 
@@ -101,7 +96,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """How runs differ: a table whose rows are settings and results, curves, and what does not compare."""
     table = compare_runs(runs).T
     table = table[table.notna().any(axis="columns")]
-    names = [WORDS.get(name, unhidden(name)) for name in table.index]
+    names = [HEADERS.get(name, unhidden(name)) for name in table.index]
     rows = [[name, *map(plain, values)] for name, values in zip(names, table.to_numpy(), strict=True)]
     drawn = [curves(run) for run in runs]
     return {
@@ -115,20 +110,12 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
 def curves(run: Run) -> dict[str, list[list[float]]]:
     """Held-out and training loss (mean of 20 steps) as [tokens, loss]; empty where they cannot be read."""
-    try:
-        steps, evaluations = run.metrics("step"), run.metrics("evaluation")
-        tokens, step = steps["tokens"].to_numpy(float), steps["step"].to_numpy(float)
-        training = np.stack([tokens, running_mean(steps["loss"].to_numpy(float), SMOOTH)], axis=1)
-        held_out = np.empty((0, 2))
-        if len(evaluations):
-            seen = np.interp(evaluations["step"], [0, *step], [0, *tokens])
-            held_out = np.stack([seen, evaluations["val_loss"].to_numpy(float)], axis=1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"held_out": [], "training": []}
-    return {name: _thin(points) for name, points in (("held_out", held_out), ("training", training))}
+    curve = loss_curve(run)
+    return {"held_out": _points(curve.held_out), "training": _points(curve.training)}
 
 
-def _thin(points: np.ndarray) -> list[list[float]]:
+def _points(curve: tuple[ArrayLike, ArrayLike]) -> list[list[float]]:
+    points = np.stack([np.asarray(each, float) for each in curve], axis=1)
     kept: list[list[float]] = points[thinned(len(points), limit=POINTS)].tolist()
     return [point for point in kept if all(map(math.isfinite, point))]
 

@@ -1,6 +1,6 @@
 """Figures and tables as pure functions: nothing here knows a kernel, a widget or a page."""
 
-from labstudio.figures.base import COLOURS, LINES, heatmap, new_figure, probability_bars, training_curves
+from labstudio.figures.base import COLOURS, LINES, heatmap, new_figure, probability_bars
 from labstudio.figures.evaluation_views import (
     comparison_figure,
     comparison_table,
@@ -18,6 +18,7 @@ from labstudio.figures.inspect_views import (
     losses_figure,
     losses_table,
 )
+from labstudio.figures.losses import training_curves
 from labstudio.figures.sampling_stages import SamplingStages, next_token_table, sampling_stages, stage_bars
 
 __all__ = [

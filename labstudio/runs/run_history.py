@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from labkit.io import Tail
 from labkit.training import Run
+from labstudio.figures.losses import SMOOTH
 from labstudio.runs.run_views import RUNNING_WITHIN
 from labstudio.visible import unhidden
 
@@ -22,37 +22,8 @@ POINTS = 400
 SAMPLES, LONGEST_SAMPLE = 60, 2000
 """Texts that are shown at most, and characters of each."""
 
-SMOOTH = 20
-"""The training loss is the mean of so many steps."""
-
 STEP = ("step", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
 EVALUATION = ("step", "val_loss", "perplexity", "seconds")
-
-
-class Tail:
-    """The whole rows of a JSON-lines file, each given once; a torn last line waits for its end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._read, self._last = 0, b""
-
-    def new_rows(self) -> tuple[list[dict[str, Any]], bool]:
-        """Rows since the last call; and whether they are all the rows, because what was read has changed."""
-        if not self.path.exists():
-            anew = self._read > 0
-            self._read, self._last = 0, b""
-            return [], anew
-        with self.path.open("rb") as handle:
-            handle.seek(self._read - len(self._last))
-            if anew := handle.read(len(self._last)) != self._last:
-                self._read, self._last = 0, b""
-                handle.seek(0)
-            whole, end, _ = handle.read().rpartition(b"\n")
-        lines = whole.split(b"\n") if end else []
-        if lines:
-            self._read += len(whole) + 1
-            self._last = lines[-1] + b"\n"
-        return [row for line in lines if (row := _row(line)) is not None], anew
 
 
 class RunHistory:
@@ -74,15 +45,15 @@ class RunHistory:
             self.problem = ""
             if not self.total_steps:
                 self.total_steps = int(self.run.config()["total_steps"])
-            rows, anew = self._metrics.new_rows()
-            if anew:
+            rows, restarted = self._metrics.new_rows()
+            if restarted:
                 self._steps = {name: array("d") for name in STEP}
                 self._evaluations = []
             for row in rows:
-                self._take(row)
-            texts, anew = self._texts.new_rows()
-            self._samples = [] if anew else self._samples
-            self._samples += [_shown_sample(row) for row in texts if _is_sample(row)]
+                self._take(row.values)
+            texts, restarted = self._texts.new_rows()
+            self._samples = [] if restarted else self._samples
+            self._samples += [_shown_sample(row.values) for row in texts if _is_sample(row.values)]
         except FileNotFoundError:
             self.problem = f"There is no run at {self.run.path}, or it has not begun."
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -193,14 +164,6 @@ def tokens_per_second(tokens: np.ndarray, seconds: np.ndarray) -> float | None:
 def _numbers(values: np.ndarray) -> list[float | None]:
     """Five digits of each, None for what JSON has no number for."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # torn by a crash, or damaged
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _is_sample(row: dict[str, Any]) -> bool:

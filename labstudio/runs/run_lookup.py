@@ -7,8 +7,7 @@ import os
 import re
 import sys
 
-from labkit.training import Run
-from labkit.training.runs import runs_dir
+from labkit.training import Run, runs_dir
 
 FRONT_ENDS = ("JPY_SESSION_NAME", "VOILA_BASE_URL", "VSCODE_PID")
 """Set in kernels by Jupyter's servers, by Voila and by VS Code; not by nbclient, on which nbval stands."""

@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from labkit.training import Run
-from labstudio.figures.base import COLOURS, LINES, new_figure
+from labstudio.figures.base import new_figure
+from labstudio.figures.losses import SMOOTH, LossCurve, draw_losses, label_losses
 
 RUNNING_WITHIN = 120  # seconds since the last row; files cannot tell more
 
@@ -82,29 +83,35 @@ def comparison_warnings(runs: Sequence[Run]) -> list[str]:
     return warnings
 
 
-def comparison_curves(runs: Sequence[Run], *, smooth: int = 20) -> Figure:
+def loss_curve(run: Run, *, smooth: int = SMOOTH) -> LossCurve:
+    """A run's losses over the tokens it was trained on; empty where they cannot be read.
+
+    smooth: the training loss is the mean of so many steps.
+    """
+    with suppress(*_DAMAGED):
+        steps, evaluations = run.metrics("step"), run.metrics("evaluation")
+        loss = steps["loss"].rolling(smooth, min_periods=1).mean()
+        if not len(evaluations):
+            return LossCurve(run.id, (steps["tokens"], loss))
+        tokens = np.interp(evaluations["step"], [0, *steps["step"]], [0, *steps["tokens"]])
+        return LossCurve(run.id, (steps["tokens"], loss), (tokens, evaluations["val_loss"]))
+    return LossCurve(run.id)
+
+
+def comparison_curves(runs: Sequence[Run], *, smooth: int = SMOOTH) -> Figure:
     """Held-out and training loss of several runs over the tokens they were trained on.
 
     smooth: the training loss is the mean of so many steps.  A run that cannot be read has no curve.
     """
     figure = new_figure(2, width=12, height=4)
     held_out, training = figure.axes
-    held_out.set(title="Which run predicts held-out text best?", ylabel="held-out loss (nats per token)")
-    training.set(title="Which run learns fastest?", ylabel=f"training loss (mean of {smooth} steps)")
-    handles = []
-    for number, run in enumerate(runs):
-        line, colour = LINES[number % len(LINES)], COLOURS[number % len(COLOURS)]
-        with suppress(*_DAMAGED):
-            steps, evaluations = run.metrics("step"), run.metrics("evaluation")
-            loss = steps["loss"].rolling(smooth, min_periods=1).mean()
-            tokens = np.interp(evaluations["step"], [0, *steps["step"]], [0, *steps["tokens"]])
-            training.plot(steps["tokens"], loss, line, color=colour)
-            held_out.plot(tokens, evaluations["val_loss"], line, color=colour, marker="o", markersize=3)
-        handles += held_out.plot([], [], line, color=colour)
-    for axes in figure.axes:
-        axes.set_xlabel("tokens trained on")
-        axes.grid(alpha=0.3)
-    held_out.legend(handles, [run.id.replace("$", r"\$") for run in runs])
+    draw_losses([loss_curve(run, smooth=smooth) for run in runs], training, held_out)
+    x = "tokens trained on"
+    label_losses(held_out, "Which run predicts held-out text best?", x, kind="held-out ")
+    label_losses(training, "Which run learns fastest?", x)
+    training.set_ylabel(f"training loss (mean of {smooth} steps)")
+    lines = held_out.get_lines()
+    held_out.legend(lines, [str(line.get_label()) for line in lines])  # also names that begin with _
     return figure
 
 

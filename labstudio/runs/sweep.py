@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.config import DataConfig, TrainConfig, as_dict
 from labkit.io import write_text_atomically
-from labkit.training.environment import changes
-from labkit.training.runs import Run, runs_dir
+from labkit.training import Run, runs_dir
+from labkit.training.run import changes
 from labstudio.runs.sweep_file import Experiment, SweepError, SweepFile, _nearest, read_sweep
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from labkit.training.runs import Run
+from labkit.training import Run
 from labstudio.runs.sweep import Job
 
 COLUMNS = ("run", "state", "step", "loss", "held-out", "steps/s", "left")

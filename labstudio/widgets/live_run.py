@@ -10,8 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from labkit.device import hand_over_cores
-from labkit.training import CheckpointError, Run, Trainer, TrainingDivergedError, fit, restore
-from labkit.training.events import Event
+from labkit.training import CheckpointError, Event, Run, Trainer, TrainingDivergedError, fit, restore
 from labstudio.runs.run_lookup import is_being_written, is_interrupted, is_live, newest_run, saved_step
 from labstudio.visible import unhidden
 from labstudio.widgets.live_words import buttons, words

@@ -39,7 +39,7 @@ def write_report(sweep: str, *, runs: Path | None = None, log: bool = True) -> P
     The folder then has results_table.txt and .csv, loss_curve_<experiment>.png and
     perplexity_curve_<experiment>.png, comparison_<topic>.png, loss_curves.png, perplexity_curves.png and
     report.md.
-    runs: the folder of the run folders, for example benchmarks/results/runs; where training writes them
+    runs: the folder of the run folders, for example kept_runs(); where training writes them
     when not given.  log: False leaves experiments_log.md alone.
     Raises ValueError when no run of this sweep has finished.
     """
