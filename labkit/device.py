@@ -35,7 +35,7 @@ def best_device(name: str | None = None) -> torch.device:
 
 
 SMALL = 5_000_000
-"""Weights below which a model writes fastest on one thread."""
+"""Weights below which a model decodes fastest on one thread."""
 
 _set: tuple[int, int] | None = None
 """The last number of threads that `set_threads` put in place of another: (limit, number)."""
@@ -44,22 +44,22 @@ _set: tuple[int, int] | None = None
 def training_threads() -> int:
     """CPU threads to train with: every core that this process may use, at most PyTorch's own number.
 
-    | task                                    | threads           |
-    |-----------------------------------------|-------------------|
-    | training                                | all allowed cores |
-    | writing and `labkit eval`, SMALL and up | all allowed cores |
-    | the same below SMALL                    | 1                 |
+    | task                             | threads           |
+    |----------------------------------|-------------------|
+    | training                         | all allowed cores |
+    | decoding, SMALL weights and more | all allowed cores |
+    | decoding, fewer weights          | 1                 |
 
-    A training step multiplies thousands of rows at a time, which two threads can share.  Writing multiplies
+    A training step multiplies thousands of rows at a time, which two threads can share.  Decoding multiplies
     one row: a large model reads its weights faster with two threads, but a small one spends its time on
-    starting them, most of all on a busy machine.  Measured at 0.8 M weights there: 164 tokens a second with
-    one thread, 22 with two.
+    synchronising them, most of all on a busy machine.  Measured there, with 0.8 M weights: 164 tokens a
+    second with one thread, 22 with two.
     """
     return min(thread_limit(), allowed_cores())
 
 
 def decoding_threads(weights: int) -> int:
-    """CPU threads to write text with, for a model of this many weights; see `training_threads`."""
+    """CPU threads to generate and evaluate with, for a model of this many weights; see `training_threads`."""
     return 1 if weights < SMALL else training_threads()
 
 

@@ -179,12 +179,13 @@ class Tail:
                 self._offset += len(line)
                 before = (before + line)[-self._CHECKED :]
                 self._checksum = zlib.crc32(before)
-                if (values := _json_object(line)) is not None:
+                if (values := json_object(line)) is not None:
                     rows.append(Row(values, f"{self._offset}-{self._checksum:08x}"))
         return rows, restarted
 
 
-def _json_object(line: bytes) -> dict[str, Any] | None:
+def json_object(line: bytes | str) -> dict[str, Any] | None:
+    """The JSON object that a line holds; None for one that is torn, damaged or something else."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from labkit.device import describe_device
-from labkit.io import check_name, flush, project_root, runs_dir, write_text_atomically
+from labkit.io import check_name, flush, json_object, project_root, runs_dir, write_text_atomically
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,
@@ -129,7 +129,7 @@ class Run:
 
     def append(self, file: str, row: dict[str, Any]) -> None:
         """Add one row to `metrics`, `samples` or `environment`.  Raises OSError when it cannot be written."""
-        line = json.dumps(row, ensure_ascii=False) + "\n"
+        line = _line(row)
         path = self.path / f"{file}.jsonl"
         try:
             with path.open("ab+") as handle:
@@ -145,18 +145,14 @@ class Run:
             ) from error
 
     def rows(self, file: str) -> list[dict[str, Any]]:
-        """All whole rows of `metrics`, `samples` or `environment`."""
-        return [row for _, row in self._lines(file)]
+        """All whole rows of `metrics`, `samples` or `environment`.
 
-    def _lines(self, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        The torn last line of a run that was killed, or is being written, is left out.
+        """
         path = self.path / f"{file}.jsonl"
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the torn last line of a run that was cut off, or is being written
-            if isinstance(row, dict) and isinstance(row.get("step", 0), int):
-                yield line, row
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+        rows = [row for line in lines if (row := json_object(line)) is not None]
+        return [row for row in rows if isinstance(row.get("step", 0), int)]
 
     def rewind(self, step: int, pending: list[str]) -> int:
         """Drop the metrics and samples of later steps, those of `step` still to come, and torn lines.
@@ -165,12 +161,12 @@ class Run:
         """
         for file in ("metrics", "samples"):
             kept = [
-                line
-                for line, row in self._lines(file)
+                _line(row)
+                for row in self.rows(file)
                 if row.get("step", math.inf) < step
                 or (row.get("step") == step and row.get("event", "sample") not in pending)
             ]
-            text = "".join(line + "\n" for line in kept)
+            text = "".join(kept)
             path = self.path / f"{file}.jsonl"
             if path.exists() and path.read_bytes() != text.encode():
                 write_text_atomically(path, text)
@@ -290,6 +286,10 @@ class Run:
             except CheckpointError:
                 if before == sorted(self.checkpoints_path.glob("*step-*")):
                     raise  # else they were renamed or deleted by the training while we read
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def list_runs(root: Path | None = None) -> list[Run]:

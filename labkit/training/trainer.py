@@ -218,7 +218,7 @@ class Trainer:
         return Step(self.step, loss, learning_rate, grad_norm, self.step * self.data.tokens_per_step)
 
     def _backward(self, batch: DeviceBatch) -> Tensor:
-        """Sum the gradients of the mean loss over all targets, in passes of micro_batch_size sequences.
+        """Sum the gradients of the mean loss over all targets, micro_batch_size sequences at a time.
 
         The gradients of all processes are averaged, so each counts its targets world times.
         """
@@ -227,16 +227,16 @@ class Trainer:
         counts = [int((part != IGNORE).sum()) for part in batch.host_targets.split(size)]
         counted = self.ranks.sum(sum(counts))
         total = torch.zeros((), device=self.device)
-        passes = list(zip(batch.inputs.split(size), batch.targets.split(size), counts, strict=True))
+        micro_batches = list(zip(batch.inputs.split(size), batch.targets.split(size), counts, strict=True))
         seed = self.config.seed * 1_000_003 + self.step + self.ranks.rank * 2_654_435_761
         with seeded(seed, self.device):  # dropout
-            for number, (inputs, targets, count) in enumerate(passes, start=1):
+            for number, (inputs, targets, count) in enumerate(micro_batches, start=1):
                 share = world * count / counted if counted else 1.0
                 if not share:
                     if world == 1:
                         continue
                     targets = inputs  # any: times 0, but every process takes every pass
-                with self.ranks.gradient_sync(last=number == len(passes)):
+                with self.ranks.gradient_sync(last=number == len(micro_batches)):
                     with autocast(self.device, self.precision):
                         loss = self._loss(inputs, targets) * share
                     self.scaler.scale(loss).backward()
@@ -349,7 +349,7 @@ class DeviceBatch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     host_targets: Tensor
-    """The targets in the computer's own memory: to count them there is not to wait for a GPU."""
+    """The targets in host memory, where they are counted without waiting for the GPU."""
 
 
 class Prefetcher:
