@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from labkit.training import Run, list_runs
-from labstudio.runs.run_history import thinned
-from labstudio.runs.run_views import (
+from labstudio.runs.history import thinned
+from labstudio.runs.tables import (
     RUNNING_WITHIN,
     checkpoints_table,
     compare_runs,

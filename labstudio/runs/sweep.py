@@ -29,7 +29,7 @@ _LOG_TAIL = 15
 
 
 @dataclass
-class Job:
+class SweepRun:
     """One experiment with one seed, and how far it has come."""
 
     experiment: Experiment
@@ -37,7 +37,7 @@ class Job:
     run: Run
     weights: Path
     """Where its final weights go; their presence says that it has finished."""
-    source: Job | None = None
+    source: SweepRun | None = None
     """The job whose final weights it starts from."""
     state: State = "waiting"
     device: str = ""
@@ -63,7 +63,7 @@ def sweep(
     workers: int | None = None,
     only: Collection[str] = (),
     smoke: bool = False,
-    watch: Callable[[list[Job]], None] | None = None,
+    watch: Callable[[list[SweepRun]], None] | None = None,
 ) -> pd.DataFrame:
     """Run the experiments of a sweep's file and return a table, one row per run.
 
@@ -77,7 +77,7 @@ def sweep(
     Raises SweepError before anything runs: for a wrong file, or a run made with other settings.
     """
     plan = read_sweep(file)
-    jobs = plan_jobs(plan.smoke() if smoke else plan, only)
+    jobs = plan_runs(plan.smoke() if smoke else plan, only)
     if devices and workers:
         raise SweepError(f"sweep: give devices={list(devices)} or workers={workers}, not both.")
     if workers is not None and workers < 1:
@@ -99,7 +99,7 @@ def sweep(
     return results(jobs)
 
 
-def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
+def plan_runs(plan: SweepFile, only: Collection[str] = ()) -> list[SweepRun]:
     """The jobs of a sweep in the order of its file, each with its run folder, none started.
 
     Raises SweepError for a name in `only` that is no experiment, or a run made with other settings.
@@ -113,7 +113,7 @@ def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
         while source is not None:
             wanted.add(source)
             source = experiments[source].init_from
-    jobs: dict[tuple[str, int], Job] = {}
+    jobs: dict[tuple[str, int], SweepRun] = {}
     for each in plan.experiments:
         if wanted and each.name not in wanted:
             continue
@@ -121,7 +121,7 @@ def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
             label = each.name if seed == each.seeds[0] else f"{each.name}-seed{seed}"
             run = Run(runs_dir() / f"{plan.name}-{label}")
             weights = run.path / "checkpoints" / f"mini_gpt_{label}.safetensors"
-            jobs[each.name, seed] = Job(each, seed, run, weights)
+            jobs[each.name, seed] = SweepRun(each, seed, run, weights)
     for job in jobs.values():
         if origin := job.experiment.init_from:
             job.source = jobs.get((origin, job.seed)) or jobs[origin, experiments[origin].seeds[0]]
@@ -137,7 +137,7 @@ def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
     return list(jobs.values())
 
 
-def results(jobs: Sequence[Job]) -> pd.DataFrame:
+def results(jobs: Sequence[SweepRun]) -> pd.DataFrame:
     """A row per job: what it was, how it ended, its last losses (nats per token) and its time in seconds."""
     import pandas as pd
 
@@ -162,7 +162,7 @@ def results(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _refuse_other_settings(job: Job) -> None:
+def _refuse_other_settings(job: SweepRun) -> None:
     record = job.run.path / RECORD
     if not job.run.path.exists():
         return
@@ -189,7 +189,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _record(plan: SweepFile, job: Job) -> None:
+def _record(plan: SweepFile, job: SweepRun) -> None:
     """Write down what the run is in its sweep: all that its worker and the report need to know."""
     each = job.experiment
     job.run.path.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def _record(plan: SweepFile, job: Job) -> None:
     write_text_atomically(job.run.path / RECORD, text)
 
 
-def _ready(job: Job) -> bool:
+def _ready(job: SweepRun) -> bool:
     """Whether what it starts from is there; a job whose source will never be is failed."""
     source = job.source
     if source is None or source.state in ("finished", "skipped"):
@@ -220,7 +220,7 @@ def _ready(job: Job) -> bool:
     return False
 
 
-def _start(job: Job, device: str) -> None:
+def _start(job: SweepRun, device: str) -> None:
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
     with (job.run.path / LOG).open("wb") as log:
         arguments = [str(job.run.path), str(job.weights), device, str(os.getpid())]
@@ -235,7 +235,7 @@ def _start(job: Job, device: str) -> None:
     job.state, job.device = "running", device
 
 
-def _ended(job: Job) -> bool:
+def _ended(job: SweepRun) -> bool:
     """Whether the job's process is gone; notes how it ended."""
     code = job.process.poll() if job.process else None
     if code is None:
@@ -253,7 +253,7 @@ def _ended(job: Job) -> bool:
     return True
 
 
-def _stop(jobs: list[Job]) -> None:
+def _stop(jobs: list[SweepRun]) -> None:
     """Ask running jobs to save a checkpoint and end; a second Ctrl-C kills them."""
     processes = [job.process for job in jobs if job.process]
     for process in processes:

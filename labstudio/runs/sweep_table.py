@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from labkit.training.runs import Run
-from labstudio.runs.sweep import Job
+from labstudio.runs.sweep import SweepRun
 
 COLUMNS = ("run", "state", "step", "loss", "held-out", "steps/s", "left")
 _WIDTHS = (30, 9, 13, 8, 8, 8, 7)
@@ -23,7 +23,7 @@ class SweepTable:
         self.next = 0.0
         self.states: dict[str, str] = {}
 
-    def __call__(self, jobs: Sequence[Job]) -> None:
+    def __call__(self, jobs: Sequence[SweepRun]) -> None:
         changed = [job for job in jobs if self.states.get(job.run.id) != job.state]
         self.states |= {job.run.id: job.state for job in changed}
         if self.live:
@@ -35,7 +35,7 @@ class SweepTable:
             if job.state != "waiting":
                 print("  ".join(part for part in row(job) if part), flush=True)
 
-    def _draw(self, jobs: Sequence[Job]) -> None:
+    def _draw(self, jobs: Sequence[SweepRun]) -> None:
         lines = [COLUMNS, *map(row, jobs)]
         text = "\n".join(
             "  ".join(
@@ -49,7 +49,7 @@ class SweepTable:
         self.drawn = len(lines)
 
 
-def row(job: Job) -> tuple[str, ...]:
+def row(job: SweepRun) -> tuple[str, ...]:
     """A line of the table: name, state, and what the run's metrics file says so far."""
     metrics = [] if job.state == "waiting" else job.run.rows("metrics")
     steps = [each for each in metrics if each["event"] == "step"]

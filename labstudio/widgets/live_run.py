@@ -1,8 +1,18 @@
-"""Training that goes on while the reader watches and steers it. Its view is static/run_monitor.js."""
+"""Training that goes on while the reader watches and steers it. Its view is static/run_monitor.js.
+
+States of a LiveRun:
+ready        nothing has begun              training, paused   a thread is at work
+offered      an interrupted run was found   stopped, failed    it ended early
+busy         it is being trained elsewhere  finished           it ended after the last step
+"""
 
 from __future__ import annotations
 
+import glob
 import math
+import os
+import re
+import sys
 import threading
 import time
 import warnings
@@ -10,15 +20,16 @@ from dataclasses import asdict
 from typing import Any
 
 from labkit.device import hand_over_cores
+from labkit.io import runs_dir
 from labkit.training import CheckpointError, Run, Trainer, TrainingDivergedError, fit, restore
 from labkit.training.events import Event
-from labstudio.runs.run_lookup import is_being_written, is_interrupted, is_live, newest_run, saved_step
 from labstudio.visible import unhidden
-from labstudio.widgets.live_words import buttons, words
 from labstudio.widgets.run_monitor import RunMonitor
 
 EVERY = 0.5
 """Seconds between two drawings while it trains."""
+FRONT_ENDS = ("JPY_SESSION_NAME", "VOILA_BASE_URL", "VSCODE_PID")
+"""Set in kernels by Jupyter's servers, by Voila and by VS Code; not by nbclient, which nbval uses."""
 _training: list[LiveRun] = []
 """Those of this process whose thread is at work."""
 _starting = threading.Lock()
@@ -65,7 +76,6 @@ class LiveRun(RunMonitor):
             self.look()
             if self.state == "ready" and start:
                 self.resume()
-        self.on_msg(self._pressed)
 
     def __repr__(self) -> str:
         return f"LiveRun({self._given})"
@@ -116,7 +126,7 @@ class LiveRun(RunMonitor):
         if not usable or not math.isfinite(factor) or not 0 < factor <= 1000:
             raise ValueError(f"Learning rate times {factor!r}: choose a number above 0, up to 1000.")
         self.trainer.learning_rate_scale = float(factor)
-        with self._turn, self.hold_sync():
+        with self._lock, self.hold_sync():
             self.rate, self.error = float(factor), ""
 
     def start_anew(self) -> None:
@@ -189,7 +199,7 @@ class LiveRun(RunMonitor):
             self._stop.clear()
             self._ended.clear()
             _training.append(self)
-        with self._turn:
+        with self._lock:
             self.error = ""
         hand_over_cores()
         threading.Thread(target=self._train, args=(restoring,), name="live run", daemon=True).start()
@@ -261,7 +271,7 @@ class LiveRun(RunMonitor):
                 self._complain(error)
             self._show(self.state)
 
-    def _pressed(self, widget: object, content: dict[str, Any], buffers: object) -> None:
+    def _handle(self, content: dict[str, Any]) -> None:
         do = content.get("do", "")
         try:
             if do == "rate":
@@ -272,11 +282,11 @@ class LiveRun(RunMonitor):
             self._complain(error)
 
     def _complain(self, error: BaseException) -> None:
-        with self._turn:
+        with self._lock:
             self.error = unhidden(str(error) or type(error).__name__)
 
     def _show(self, state: str) -> None:
-        with self._turn, self.hold_sync():
+        with self._lock, self.hold_sync():
             problem = ""
             if self.run:
                 problem = self._read(self.run).problem
@@ -298,3 +308,86 @@ class LiveRun(RunMonitor):
                 here=any(each.run == self.run for each in _training),
             )
             self._draw_at = time.monotonic() + EVERY
+
+
+def newest_run(name: str) -> Run | None:
+    """The last of the runs name, name-2, name-3 …"""
+    numbered = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    found = {
+        int(match[1] or 1): config.parent
+        for config in runs_dir().glob(f"{glob.escape(name)}*/config.json")
+        if (match := numbered.fullmatch(config.parent.name))
+    }
+    return Run(found[max(found)]) if found else None
+
+
+def is_interrupted(run: Run) -> bool:
+    """Whether the run has no checkpoint of its last step."""
+    try:
+        return saved_step(run) < int(run.config()["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # nothing that could be resumed
+
+
+def saved_step(run: Run) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    return max((each.step for each in run.checkpoints()), default=0)
+
+
+def is_being_written(run: Run) -> bool:
+    """Whether another process, or another thread of this one, trains it."""
+    try:
+        with run.locked():
+            return False
+    except RuntimeError:
+        return True
+
+
+def is_live() -> bool:
+    """Whether there is a page with buttons: LABKIT_LIVE says so, or the kernel belongs to a front end."""
+    if chosen := os.environ.get("LABKIT_LIVE"):
+        if chosen not in ("0", "1"):
+            raise ValueError(f"LABKIT_LIVE={chosen!r}: set 1 (live), 0 (blocking) or nothing.")
+        return chosen == "1"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel") and any(name in os.environ for name in FRONT_ENDS)
+
+
+def words(state: str, *, name: str, step: int, resumable: bool) -> str:
+    """A sentence or two for the reader.  step: the last one that is recorded."""
+    rebuild = "" if resumable else " Run the cell that builds the trainer again, then this one."
+    return {
+        "ready": "Nothing is trained yet.",
+        "offered": f"This run was interrupted after step {step}. Resume goes on from its last checkpoint; "
+        "Start anew leaves it as it is and begins another run.",
+        "busy": f"Run {name} is being trained elsewhere. Wait for it or stop it, then look again; Start anew "
+        "begins another run.",
+        "training": "Other cells can run meanwhile.",
+        "paused": f"Paused after step {step}. Step takes one step, Resume goes on.",
+        "stopped": f"Stopped after step {step}, which is saved. Resume goes on from it, in a new kernel too.",
+        "failed": f"Ended by an error after step {step}.{rebuild}",
+        "finished": f"Trained to the end, step {step}.",
+    }[state]
+
+
+def buttons(state: str, *, saved: int, resumable: bool, fresh: bool, here: bool) -> list[dict[str, Any]]:
+    """What the view offers: `do`, `label` and `enabled` of each button, in an order that stays.
+
+    saved: the step of the newest checkpoint.  resumable: whether going on may help.  fresh: whether the
+    trainer has taken no step.  here: whether it is this process that trains a busy run.
+    """
+    if state == "offered":
+        found = [("resume", f"Resume from step {saved}", resumable), ("start_anew", "Start anew", fresh)]
+    elif state == "busy":
+        found = [("look", "Look again", True), ("stop", "Stop it", here), ("start_anew", "Start anew", fresh)]
+    else:
+        at_work = state in ("training", "paused")
+        can = at_work or state in ("ready", "stopped") or (state == "failed" and resumable)
+        first = {"ready": ("resume", "Start"), "training": ("pause", "Pause")}
+        found = [
+            (*first.get(state, ("resume", "Resume")), can),
+            ("step", "Step", can),
+            ("stop", "Stop", at_work),
+            ("sample", "Sample now", at_work),
+        ]
+    return [{"do": do, "label": label, "enabled": enabled} for do, label, enabled in found]

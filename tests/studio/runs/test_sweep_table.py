@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from labkit.training import Run
-from labstudio.runs.sweep import Job, plan_jobs
+from labstudio.runs.sweep import SweepRun, plan_runs
 from labstudio.runs.sweep_file import read_sweep
 from labstudio.runs.sweep_table import SweepTable, row
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SweepRun]:
     monkeypatch.setenv("LABKIT_OUT", str(tmp_path))
     file = tmp_path / "my.toml"
     file.write_text("[baseline]\nseeds = [0, 1]\ndata.corpus = 'tiny'\n", encoding="utf-8")
-    return plan_jobs(read_sweep(file))
+    return plan_runs(read_sweep(file))
 
 
 def train(run: Run, steps: int) -> None:
@@ -29,7 +29,7 @@ def train(run: Run, steps: int) -> None:
         run.append("metrics", {"event": "step", "step": step, "loss": 3.5, "seconds": step / 2})
 
 
-def test_a_line_says_how_far_a_run_is_and_how_long_it_takes(jobs: list[Job]) -> None:
+def test_a_line_says_how_far_a_run_is_and_how_long_it_takes(jobs: list[SweepRun]) -> None:
     assert row(jobs[0]) == ("my-baseline", "waiting", "", "", "", "", "")
     jobs[0].state = "running"
     assert row(jobs[0]) == ("my-baseline", "running", "", "", "", "", "")
@@ -39,7 +39,9 @@ def test_a_line_says_how_far_a_run_is_and_how_long_it_takes(jobs: list[Job]) -> 
     assert row(jobs[0]) == ("my-baseline", "finished", "60/200", "3.500", "4.250", "", "")
 
 
-def test_into_a_file_goes_one_line_per_change(jobs: list[Job], capsys: pytest.CaptureFixture[str]) -> None:
+def test_into_a_file_goes_one_line_per_change(
+    jobs: list[SweepRun], capsys: pytest.CaptureFixture[str]
+) -> None:
     table = SweepTable()
     table(jobs)
     jobs[0].state = "running"
@@ -56,7 +58,7 @@ def test_into_a_file_goes_one_line_per_change(jobs: list[Job], capsys: pytest.Ca
 
 
 def test_on_a_terminal_the_table_is_rewritten_in_place(
-    jobs: list[Job], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    jobs: list[SweepRun], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     table = SweepTable()

@@ -1,4 +1,4 @@
-"""Which models the playground offers: the notebook's own, the shipped one, the reader's runs."""
+"""Which models a widget offers: the notebook's own, the shipped one, the reader's runs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 from labkit.io import Tail
 from labkit.training import Run
 from labstudio.figures.losses import SMOOTH
-from labstudio.runs.run_views import RUNNING_WITHIN
+from labstudio.runs.tables import RUNNING_WITHIN
 from labstudio.visible import unhidden
 
 POINTS = 400

@@ -1,4 +1,6 @@
-"""Trainings that a dashboard started: processes of their own, known by a record on disk and a log.
+"""Trainings that a dashboard starts: the form, the arguments of `labkit train`, the processes.
+
+Each is a process of its own, known by a record on disk and a log.
 
 RUNS/.dashboard/<when>/   job.json  process id, when that process began, what was asked for
                           log.txt   all that it printed
@@ -18,14 +20,87 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
+import torch
 
+from labkit.analysis.costs import parameter_count, training_memory
+from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
 from labkit.io import write_text_atomically
+from labkit.text.loading import corpus_names
 from labkit.training import Run
-from labstudio.dashboard.form import train_arguments
 from labstudio.visible import unhidden
+
+CHARACTERS = 100
+"""About so large is the vocabulary: trainings from here read characters."""
+
+USUAL = {"eval_every": 100, "sample_every": 250, "checkpoint_every": 250}
+"""Steps between these in a long training; a short one has four of each."""
+
+DEFAULTS = {
+    "preset": "char-mini", "recipe": "", "corpus": "shakespeare", "max_steps": 1000, "learning_rate": "",
+    "name": "", "seed": 0,
+}  # fmt: skip
+
+
+def form_choices() -> dict[str, Any]:
+    """What the form offers: shapes whose training fits into memory, recipes, named corpora; and defaults."""
+    presets: list[tuple[str, str]] = []
+    for name, shape in MODEL_PRESETS.items():
+        if shape in [MODEL_PRESETS[other] for other, _ in presets]:
+            continue  # another name of the same
+        config = GPTConfig.preset(name, vocab_size=CHARACTERS)
+        if sum(training_memory(config, 1).values()) < _memory():
+            presets.append((name, f"{name}, {parameter_count(config) / 1e6:,.1f} M parameters"))
+    recipes = [("", "labkit's usual settings"), *((name, _in_words(name)) for name in TRAIN_PRESETS)]
+    return {"presets": presets, "recipes": recipes, "corpora": corpus_names(), "defaults": DEFAULTS}
+
+
+def train_arguments(options: dict[str, Any]) -> list[str]:
+    """The arguments of `labkit train`, none of which can be taken for another option.
+
+    options: preset, recipe ("" for the usual settings), corpus, max_steps, learning_rate ("" for the
+    recipe's), seed, and name ("" for the usual one).
+    Raises ValueError for what can be seen to be wrong without reading the corpus.
+    """
+    if missing := sorted(DEFAULTS.keys() - dict(options).keys()):
+        raise ValueError(f"The form lacks {', '.join(missing)}.")
+    recipe, preset, corpus, name = (str(options[each]) for each in ("recipe", "preset", "corpus", "name"))
+    if not corpus.strip():
+        raise ValueError("corpus is empty: give a name from the list, or the path of a text.")
+    GPTConfig.preset(preset)
+    DataConfig(corpus=corpus)
+    if name:
+        with TemporaryDirectory() as scratch:
+            Run.create(name, Path(scratch))  # says what is wrong with a name
+    given = {field: options[field] for field in ("max_steps", "seed")}
+    if options["learning_rate"] != "":
+        given["learning_rate"] = options["learning_rate"]
+    config = TrainConfig.preset(recipe, **given) if recipe else TrainConfig(**given)
+    if config.max_steps is None:
+        raise ValueError("max_steps=None must be a whole number.")
+    values = {field: getattr(config, field) for field in TRAIN_PRESETS.get(recipe, {}).keys() | given}
+    values |= {field: min(usual, max(1, config.max_steps // 4)) for field, usual in USUAL.items()}
+    arguments = [f"--preset={preset}", f"--corpus={corpus}", *([f"--name={name}"] if name else [])]
+    for field, value in sorted(values.items()):
+        option = f"--{field.replace('_', '-')}"
+        arguments += [option, *map(str, value)] if isinstance(value, tuple) else [f"{option}={value}"]
+    return arguments
+
+
+def _in_words(recipe: str) -> str:
+    settings = TRAIN_PRESETS[recipe]
+    return f"{recipe} ({settings.get('optimizer', 'adamw')}, {settings['schedule']})"
+
+
+def _memory() -> int:
+    """Bytes that a model may take: of the first GPU, where there is one."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().total)
+
 
 SAME = 1.0
 """Seconds by which the start of the same process, asked for twice, may differ."""
@@ -36,14 +111,14 @@ NEWEST = 50
 LAST_LINES = 25
 _LOG_END = 20_000
 _PRIVATE = ("VOILA_", "JPY_", "LABKIT_TOKEN", "QUERY_STRING", "MPLBACKEND", "HTTP_", "SERVER_", "SCRIPT_")
-"""Variables of the page's kernel, its token among them, that are none of a training's business."""
+"""Variables of the page's kernel, its token among them, that a training must not see."""
 
 _children: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
-class Job:
-    """One process, which outlives whoever started it."""
+class Training:
+    """A training as a process of its own, which goes on when the page is closed."""
 
     path: Path
     pid: int
@@ -89,7 +164,7 @@ class Job:
 
     def _process(self) -> psutil.Process | None:
         for child in list(_children):
-            if child.poll() is not None:  # buries it
+            if child.poll() is not None:  # reaps it
                 _children.remove(child)
         try:
             process = psutil.Process(self.pid)
@@ -108,19 +183,19 @@ class Job:
             return f"The log cannot be read: {error}"
 
 
-def jobs(root: Path) -> list[Job]:
-    """What dashboards started here, newest first; records that cannot be read are left out."""
+def trainings(root: Path) -> list[Training]:
+    """The trainings that dashboards started here, newest first; unreadable records are left out."""
     found = []
     for file in sorted((root / ".dashboard").glob("*/job.json"), reverse=True)[:NEWEST]:
         try:
             record = json.loads(file.read_text(encoding="utf-8"))
-            found.append(Job(file.parent, **record))
+            found.append(Training(file.parent, **record))
         except (OSError, ValueError, TypeError):
             continue
     return found
 
 
-def start_training(root: Path, home: Path, options: dict[str, Any]) -> Job:
+def start_training(root: Path, home: Path, options: dict[str, Any]) -> Training:
     """Start `labkit train` as a process of its own, in the folder `home`; its run comes to lie in `root`.
 
     options: see `train_arguments`, whose ValueError is passed on.
@@ -131,12 +206,12 @@ def start_training(root: Path, home: Path, options: dict[str, Any]) -> Job:
     )
 
 
-def resume_training(root: Path, home: Path, run: Run) -> Job:
+def resume_training(root: Path, home: Path, run: Run) -> Training:
     """Start `labkit resume` as a process of its own."""
     return _start(root, home, ["resume", str(run.path.resolve())], f"resume {run.id}", run.id)
 
 
-def _start(root: Path, home: Path, command: Sequence[str], what: str, resumed: str | None) -> Job:
+def _start(root: Path, home: Path, command: Sequence[str], what: str, resumed: str | None) -> Training:
     path = root / ".dashboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     path.mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
@@ -159,7 +234,7 @@ def _start(root: Path, home: Path, command: Sequence[str], what: str, resumed: s
         "resumed": resumed,
     }
     write_text_atomically(path / "job.json", json.dumps(record) + "\n")
-    return Job(path, **record)
+    return Training(path, **record)
 
 
 def _began(pid: int) -> float:
