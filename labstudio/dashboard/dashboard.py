@@ -28,7 +28,7 @@ from labstudio.widgets.playground import SamplingPlayground
 from labstudio.widgets.run_monitor import RunMonitor
 
 EVERY = 1.0
-"""Seconds between looks at the folder."""
+"""Seconds between two readings of the folder."""
 
 MOST_COMPARED = 12
 
@@ -68,7 +68,7 @@ class Dashboard(Widget):
     chosen: traitlets.List[str] = shown(traitlets.List)
     compared, page, choices, job, opened = (shown(traitlets.Dict) for _ in range(5))
     errors: traitlets.Dict[str, str] = shown(traitlets.Dict)
-    """What went wrong, by the tab that it belongs to."""
+    """Error messages, by the tab that they belong to."""
     monitor, playground, explorer = _part(), _part(), _part()
 
     def __init__(self, root: Path | None = None) -> None:
@@ -88,7 +88,7 @@ class Dashboard(Widget):
         return f"Dashboard({self.root.name})"
 
     def close(self) -> None:
-        """Look no more, and let go of the model; trainings go on."""
+        """Stop watching and release the model; trainings continue."""
         self._closed.set()
         if self._model:
             self._model.close()
@@ -99,7 +99,7 @@ class Dashboard(Widget):
             self._look()
 
     def _look(self) -> None:
-        """Bring what is shown to what the folder holds by now."""
+        """Update what is shown from what the folder holds now."""
         with self._lock, self.hold_sync():
             try:
                 known = trainings(self.root)
@@ -112,11 +112,11 @@ class Dashboard(Widget):
                 self._compare()
                 self._follow(busy)
                 self._say("look", "")
-            except Exception as error:  # what a thread raises, nobody sees
+            except Exception as error:  # in a thread it would go unseen
                 self._say("look", f"The runs cannot be read: {error}")
 
     def _show_job(self, job: Training | None) -> None:
-        """What became of the training that was started last; this page's own is opened when it begins."""
+        """Show the training that was started last; this page's own is opened when its run begins."""
         if job is None:
             self.job = {}
             return
@@ -148,7 +148,7 @@ class Dashboard(Widget):
         self.monitor.follow(run, job, bool(self.page["resumable"]))
 
     def _changed(self, what: str, now: object) -> bool:
-        """Whether this is another state of the files than when it was last asked."""
+        """Whether the files have changed since the last call."""
         before, self._seen[what] = self._seen.get(what), now
         return before != now
 
@@ -157,7 +157,7 @@ class Dashboard(Widget):
         self.errors = errors | ({where: unhidden(problem)} if problem else {})
 
     def _handle(self, content: dict[str, Any]) -> None:
-        """What a button was pressed for.  What is wrong with it is said on the tab where it stands."""
+        """Do what a button asks for; an error is shown on the button's tab."""
         do = content.get("do")
         where = {"open": "runs", "stop": "run", "resume": "run", "start": "start", "try": "try"}.get(str(do))
         if where is None:
@@ -166,7 +166,7 @@ class Dashboard(Widget):
             with self._lock:
                 getattr(self, f"_{do}")(**{name: each for name, each in content.items() if name != "do"})
                 self._say(where, "")
-        except Exception as error:  # memory may run out, a file be anything, a message come from anybody
+        except Exception as error:  # out of memory, a damaged file, a forged message
             with self._lock:
                 self._say(where, str(error))
         self._look()
@@ -257,7 +257,7 @@ class OpenModel:
         self.explorer = AttentionExplorer(models=models, text=text)
 
     def close(self) -> None:
-        """Stop writing, and let go of the model."""
+        """Stop writing and release the model."""
         self.playground.halt()
         self.playground.wait()
         self.playground.close()
@@ -271,7 +271,7 @@ def _own_texts(run: Run) -> list[str]:
 
 
 def _readable(tokenizer: Tokenizer, texts: list[str]) -> str:
-    """The first text that the tokenizer knows all characters of."""
+    """The first text that the tokenizer can encode."""
     for text in texts:
         try:
             if tokenizer.encode(text):

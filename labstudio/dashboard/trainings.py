@@ -59,11 +59,11 @@ def form_choices() -> dict[str, Any]:
 
 
 def train_arguments(options: dict[str, Any]) -> list[str]:
-    """The arguments of `labkit train`, none of which can be taken for another option.
+    """The arguments of `labkit train`; no value can be mistaken for another option.
 
     options: preset, recipe ("" for the usual settings), corpus, max_steps, learning_rate ("" for the
     recipe's), seed, and name ("" for the usual one).
-    Raises ValueError for what can be seen to be wrong without reading the corpus.
+    Raises ValueError for what is wrong even before the corpus is read.
     """
     if missing := sorted(DEFAULTS.keys() - dict(options).keys()):
         raise ValueError(f"The form lacks {', '.join(missing)}.")
@@ -103,10 +103,10 @@ def _memory() -> int:
 
 
 SAME = 1.0
-"""Seconds by which the start of the same process, asked for twice, may differ."""
+"""Seconds by which two readings of a process's start time may differ."""
 
 NEWEST = 50
-"""Records that are looked at."""
+"""Records that are read, at most."""
 
 LAST_LINES = 25
 _LOG_END = 20_000
@@ -123,9 +123,9 @@ class Training:
     path: Path
     pid: int
     began: float
-    """When the process began, seconds since 1970; a later process of the same id began at another time."""
+    """When the process began, seconds since 1970; a later process with the same id began at another time."""
     what: str
-    """The command in words."""
+    """The command as people read it."""
     resumed: str | None
     """The run that it goes on with; None for a new one, whose name the log tells."""
 
@@ -155,7 +155,7 @@ class Training:
         return unhidden("\n".join([line for line in lines if line.strip()][-LAST_LINES:]))
 
     def stop(self) -> None:
-        """Ask it, as Ctrl-C does, to finish its step, save a checkpoint and end.  Never reaches another."""
+        """Ask it, as Ctrl-C does, to finish its step, save a checkpoint and end; never another process."""
         if self.stopping:
             return  # a second Ctrl-C would end it in the middle of a step
         if process := self._process():

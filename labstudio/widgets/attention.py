@@ -44,7 +44,7 @@ class Reading:
     ids: Tensor
     """(seq,); equal where the tokens are the same."""
     labels: list[str]
-    """What to call each token; nothing in it hides."""
+    """What to call each token; hidden characters are shown."""
     unread: int = 0
     """Tokens before these that were left out."""
 
@@ -56,8 +56,8 @@ class Reading:
 def read_text(model: GPT, tokenizer: Tokenizer, text: str) -> Reading:
     """What the heads see in the last tokens of a text: at most LONGEST, and no more than the context holds.
 
-    Raises ValueError for an empty text, signs that the tokenizer does not know, numbers that are not finite
-    and attention whose queries cannot be read.
+    Raises ValueError for an empty text, characters that the tokenizer does not know, numbers that are not
+    finite, and attention whose queries cannot be read.
     """
     if not text:
         raise ValueError("text='' is empty; type at least one character.")
@@ -76,7 +76,7 @@ def read_text(model: GPT, tokenizer: Tokenizer, text: str) -> Reading:
 
 
 def given_tokens(queries: Tensor, keys: Tensor, tokens: Sequence[str]) -> Reading:
-    """Queries and keys of one's own, (heads, seq, head_dim) or (layers, heads, seq, head_dim).
+    """Queries and keys that are given, (heads, seq, head_dim) or (layers, heads, seq, head_dim).
 
     Raises ValueError for other shapes, numbers that are not finite, and tokens of another number.
     """
@@ -155,7 +155,7 @@ def attention_figure(steps: AttentionSteps, tokens: Sequence[str]) -> Figure:
 
 
 class AttentionExplorer(Widget):
-    """Every head of every layer on a text of the reader's own, one of them enlarged, step by step.
+    """Every head of every layer on any text, one of them enlarged, step by step.
 
     model, tokenizer: what reads; without them the shipped model does.  models: more to choose from, by name,
     each a (model, tokenizer) or a function that loads them; the shipped model and the newest runs are always
@@ -163,8 +163,7 @@ class AttentionExplorer(Widget):
 
     All can be set from code too: `explorer.head = 2`; layers and heads count from 0.  view: matrix, arcs or
     table.  step: raw, scaled, masked or weights.  causal=False shows what the softmax would give if the same
-    queries and keys were not masked.  What is wrong with a value is said in `error`, and all else stays as it
-    was.
+    queries and keys were not masked.  `error` says what is wrong with a value, and all else stays as it was.
 
     The model reads when the text or the model is changed, and at `read`, in evaluation mode and without
     gradients. A model that another thread trains meanwhile is in evaluation mode for that moment too: no
@@ -246,7 +245,7 @@ class AttentionExplorer(Widget):
                 self._show(reading)
 
     def _read(self) -> Reading:
-        """The text as the model reads it, which is kept until one of them is another."""
+        """The text as the model reads it, kept until the text or the model changes."""
         assert self._choice is not None
         try:
             model, tokenizer = self._choice.load(self.model_name)

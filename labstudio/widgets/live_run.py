@@ -31,7 +31,7 @@ EVERY = 0.5
 FRONT_ENDS = ("JPY_SESSION_NAME", "VOILA_BASE_URL", "VSCODE_PID")
 """Set in kernels by Jupyter's servers, by Voila and by VS Code; not by nbclient, which nbval uses."""
 _training: list[LiveRun] = []
-"""Those of this process whose thread is at work."""
+"""Those of this process whose thread is training."""
 _starting = threading.Lock()
 
 
@@ -81,7 +81,7 @@ class LiveRun(RunMonitor):
         return f"LiveRun({self._given})"
 
     def look(self) -> None:
-        """Look what has become of the newest run of this name; not while this one trains."""
+        """Check on the newest run of this name; does nothing while this one trains."""
         if self in _training:
             return
         found = newest_run(self._given)
@@ -105,7 +105,7 @@ class LiveRun(RunMonitor):
     def stop(self) -> None:
         """Save a checkpoint and end the training; `resume` goes on from it, also in a new kernel.
 
-        Where another LiveRun of this process trains this run, it is that one which ends.
+        If another LiveRun of this process trains this run, that one ends.
         """
         for live in [each for each in _training if each is self or each.run == self.run]:
             with live._condition:
@@ -233,7 +233,7 @@ class LiveRun(RunMonitor):
         self._notes = "".join(f" {each.message}" for each in caught)
 
     def _can_go_on(self, error: BaseException, state: str) -> bool:
-        """Whether Resume may help after this error: not where it would only come again."""
+        """Whether Resume may help after this error, or would only repeat it."""
         if state == "offered":
             return not isinstance(error, ValueError)
         return self.trainer.intact and not isinstance(error, TrainingDivergedError)

@@ -54,7 +54,7 @@ class ModelChoice:
         if self._last is None or self._last[0] != name:
             try:
                 self._last = name, source()
-            except Exception as error:  # a loader may be anybody's
+            except Exception as error:  # the loader is the caller's
                 raise ValueError(f"The model {name!r} cannot be loaded: {error}") from error
         return self._last[1]
 

@@ -43,7 +43,7 @@ def _plain(value: Any, widget: object) -> Any:
 
 
 def _setting(default: Any) -> Any:
-    """A trait that takes whatever is typed; what is wrong with it is said in `error`."""
+    """A trait that takes whatever is typed; `error` says what is wrong with it."""
     return traitlets.Any(default).tag(sync=True, to_json=_plain)
 
 
@@ -55,8 +55,8 @@ class SamplingPlayground(Widget):
     always there.  prompt: what the text begins with.
 
     The settings can be moved from code too: `playground.temperature = 1.5`; those of the second text, shown
-    when `compare` is True, end in _b. What is wrong with a value is said in `error`, and all else stays as
-    it was. The first text is there at once, later ones are written in the background; the same settings and
+    when `compare` is True, end in _b. `error` says what is wrong with a value, and all else stays as it
+    was. The first text is there at once, later ones are written in the background; the same settings and
     seed always give the same text.
     """
 
@@ -135,7 +135,7 @@ class SamplingPlayground(Widget):
         self._update(delay=0)
 
     def halt(self) -> None:
-        """Stop writing and keep what there is."""
+        """Stop writing and keep the text so far."""
         self._background.cancellation.stopped.set()
 
     def draw(self, draws: int = 1000) -> None:
@@ -300,7 +300,7 @@ class SamplingPlayground(Widget):
                         lambda: self._publish(cancellation, writings),
                         every=PAUSE,
                     )
-                except Exception as error:  # what a thread raises, nobody sees
+                except Exception as error:  # in a thread it would go unseen
                     failed = f"Writing failed: {error}"
                 finally:
                     for writing in writings.values():

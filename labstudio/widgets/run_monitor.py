@@ -13,9 +13,9 @@ from labstudio.widgets.base import Widget, css, javascript, shown
 
 
 class RunMonitor(Widget):
-    """Draws one run: `show_run(run)` shows what its folder holds by now; call it again to follow a live one.
+    """Draws one run: `show_run(run)` shows what its folder holds now; call it again to follow a live one.
 
-    It may be called from any thread.  What cannot be read is said in `message`.
+    It may be called from any thread.  `message` says what cannot be read.
     """
 
     _esm = javascript("charts", "run_monitor")
@@ -39,7 +39,7 @@ class RunMonitor(Widget):
         return f"{type(self).__name__}({self.name})"
 
     def show_run(self, run: Run) -> None:
-        """Show what the run's folder holds by now; of one that is shown already only what is new is read."""
+        """Show what the run's folder holds now; of a run that is shown already only new rows are read."""
         with self._lock, self.hold_sync():
             history = self._read(run)
             self.state, self.message = history.state(), unhidden(history.problem)

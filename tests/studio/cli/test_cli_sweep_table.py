@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from labkit.training import Run
+from labstudio.cli.sweep import SweepTable
 from labstudio.runs.sweep import SweepRun, plan_runs
 from labstudio.runs.sweep_file import read_sweep
-from labstudio.runs.sweep_table import SweepTable, row
 
 
 @pytest.fixture
@@ -22,19 +22,22 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[SweepRun]:
 
 
 def train(run: Run, steps: int) -> None:
-    """Steps of half a second each."""
+    """Steps of 12 tokens and half a second each."""
     run.write_config({"total_steps": 200})
-    run.append("metrics", {"event": "evaluation", "step": 0, "val_loss": 4.25, "seconds": 0.0})
+    evaluation = {"event": "evaluation", "step": 0, "val_loss": 4.25, "perplexity": 70.1, "seconds": 0.0}
+    run.append("metrics", evaluation)
     for step in range(1, steps + 1):
-        run.append("metrics", {"event": "step", "step": step, "loss": 3.5, "seconds": step / 2})
+        row = {"event": "step", "step": step, "loss": 3.5, "learning_rate": 0.1, "grad_norm": 1.0}
+        run.append("metrics", row | {"tokens": 12 * step, "seconds": step / 2})
 
 
 def test_a_line_says_how_far_a_run_is_and_how_long_it_takes(jobs: list[SweepRun]) -> None:
+    row = SweepTable().row
     assert row(jobs[0]) == ("my-baseline", "waiting", "", "", "", "", "")
     jobs[0].state = "running"
     assert row(jobs[0]) == ("my-baseline", "running", "", "", "", "", "")
     train(jobs[0].run, 60)
-    assert row(jobs[0]) == ("my-baseline", "running", "60/200", "3.500", "4.250", "2.0", "1:10")
+    assert row(jobs[0]) == ("my-baseline", "running", "60/200", "3.500", "4.250", "24", "1:10")
     jobs[0].state = "finished"
     assert row(jobs[0]) == ("my-baseline", "finished", "60/200", "3.500", "4.250", "", "")
 
