@@ -65,16 +65,24 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
     raise ValueError(f"{source}: holds no weights. Expected one of {', '.join(WEIGHTS)}; found {found}.")
 
 
-def _read_index(path: Path) -> dict[str, Tensor]:
-    """Tensors of several files, as an index names them."""
-    where = read_json(path).get("weight_map")
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of several weights files says.
+
+    Raises ValueError, naming the index, where it names none, or anything but weights files beside it.
+    """
+    where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
-        raise ValueError(f'{path}: expected "weight_map", which names the file of each tensor.')
+        raise ValueError(f'{index}: expected "weight_map", which names the file of each tensor.')
     for file in set(where.values()):
-        if not re.fullmatch(r"[\w][\w.-]*\.(safetensors|bin)", file):
+        if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", file, re.ASCII):
             raise ValueError(
-                f"{path}: {file!r} is not the name of a weights file beside it. Nothing was read."
+                f"{index}: {file!r} is not the name of a weights file beside it. Nothing was read."
             )
+    return where
+
+
+def _read_index(path: Path) -> dict[str, Tensor]:
+    where = weight_map(path)
     shards = {file: _read_file(path.parent / file) for file in sorted(set(where.values()))}
     for name, file in where.items():
         if name not in shards[file]:

@@ -14,9 +14,9 @@ from labkit.model import GPT
 from labkit.text import GPT2Tokenizer, Tokenizer, load_published_tokenizer
 from labkit.weights.checks import check_sizes, fitting_tokenizer
 from labkit.weights.files import WEIGHTS, read_json, read_tensors, write_model
+from labkit.weights.formats.tensorflow import is_tf_checkpoint, read_tf_checkpoint
 from labkit.weights.hub import download
 from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
-from labkit.weights.tensorflow import is_tf_checkpoint, read_tf_checkpoint
 
 _ATTENTION = "blocks.{i}.attention."
 

@@ -18,7 +18,7 @@ from labkit.text import Tokenizer, load_published_tokenizer, tokenizer_from_gguf
 from labkit.text.assets import ASSETS, asset_path, cache_dir
 from labkit.weights.checks import check_sizes, fitting_tokenizer
 from labkit.weights.files import read_json, read_tensors, write_model
-from labkit.weights.gguf import read_gguf
+from labkit.weights.formats.gguf import read_gguf
 from labkit.weights.hub import download
 from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
 

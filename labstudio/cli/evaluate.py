@@ -63,14 +63,14 @@ def evaluate(
         checkpoint: Checkpoint of the run; its newest when not given.
         against_checkpoint: Checkpoint of the other one; without --against, of the same run.
         device: cpu, cuda or mps; the best there is when not given.
-        threads: CPU threads; PyTorch's choice when not given.
+        threads: CPU threads; when not given, one for a small model, else all cores that may be used.
     """
     sources = [(model, checkpoint)]
     if against is not None or against_checkpoint is not None:
         sources.append((against or model, against_checkpoint))
 
-    place = choose_device("eval", device, threads)
     opened = [open_with_tokenizer("eval", *source) for source in sources]
+    place = choose_device("eval", device, threads, max(each.num_parameters() for each, _ in opened))
     for each, _ in opened:
         each.to(place)
     context = opened[0][0].config.context_length
@@ -196,9 +196,9 @@ def trained_on(source: str) -> DataConfig | None:
 
 
 def _documents(data: DataConfig, split: Split, context_length: int) -> tuple[Document, ...]:
-    from labkit.text import load_corpus
+    from labkit.text import is_encoded, load_corpus
 
-    if (Path(data.corpus) / "index.json").is_file():
+    if is_encoded(data.corpus):
         return _held_out_of_ids(data.corpus, split, context_length)
     cut = {"val_fraction": 0.0, "test_fraction": 0.0} if split == "all" else {}
     groups = {"val": data.val_groups, "test": data.val_groups, "train": data.groups, "all": ()}[split]

@@ -45,13 +45,16 @@ def open_with_tokenizer(command: str, source: str, checkpoint: str | None = None
     return model, tokenizer
 
 
-def choose_device(command: str, device: str | None, threads: int | None) -> torch.device:
-    """The device of this name, the best there is for None; and so many CPU threads from now on."""
+def choose_device(command: str, device: str | None, threads: int | None, parameters: int) -> torch.device:
+    """The device of this name, the best there is for None; from now on with so many CPU threads.
+
+    threads: None for what the largest model, of so many parameters, decodes best with.
+    """
     if threads is not None and threads < 1:
         raise ValueError(f"{command}: threads={threads} must be at least 1.")
-    from labkit.device import best_device, set_threads
+    from labkit.device import best_device, decoding_threads, set_threads
 
-    set_threads(threads)
+    set_threads(threads or decoding_threads(parameters))
     return best_device(device)
 
 

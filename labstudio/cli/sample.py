@@ -70,7 +70,7 @@ def sample(
             the answer alone.
         seed: The same seed gives the same text; text i of --n draws with seed + i - 1.
         device: cpu, cuda or mps; the best there is when not given.
-        threads: CPU threads; PyTorch's choice when not given.
+        threads: CPU threads; when not given, one for a small model, else all cores that may be used.
     """
     config = SampleConfig(**vars(settings))
     if interactive and (prompt is not None or prompt_file is not None):
@@ -81,8 +81,8 @@ def sample(
     if not 0 <= seed < 2**63:
         raise ValueError(f"sample: seed={seed} must be from 0 to {2**63 - 1}.")
 
-    place = choose_device("sample", device, threads)
     model, tokenizer = open_with_tokenizer("sample", run or "shipped")
+    place = choose_device("sample", device, threads, model.num_parameters())
     model.to(place)
     try:
         if interactive:

@@ -32,7 +32,6 @@ EVERY = 1.0
 
 MOST_COMPARED = 12
 
-
 LINES = ("A horse! a horse! my kingdom for a horse!", "Once upon a time", "\n")
 PROMPT, TEXT = 40, 60
 """Characters of the run's own last sample to begin with."""

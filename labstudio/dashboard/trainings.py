@@ -29,7 +29,7 @@ import torch
 from labkit.analysis.costs import parameter_count, training_memory
 from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
 from labkit.io import write_text_atomically
-from labkit.text.loading import corpus_names
+from labkit.text.corpus import corpus_names
 from labkit.training import Run
 from labstudio.visible import unhidden
 

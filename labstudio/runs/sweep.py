@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.config import DataConfig, TrainConfig, as_dict
+from labkit.device import allowed_cores
 from labkit.io import write_text_atomically
-from labkit.training.environment import changes
-from labkit.training.runs import Run, runs_dir
+from labkit.training import Run, runs_dir
+from labkit.training.run import changes
 from labstudio.runs.sweep_file import Experiment, SweepError, SweepFile, _nearest, read_sweep
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def sweep(
         raise SweepError(f"sweep: give devices={list(devices)} or workers={workers}, not both.")
     if workers is not None and workers < 1:
         raise SweepError(f"sweep: workers={workers} must be at least 1.")
-    free = list(devices or ["cpu"] * (workers or _cores()))
+    free = list(devices or ["cpu"] * (workers or allowed_cores()))
     watch = watch or (lambda jobs: None)
     try:
         while any(job.state in ("waiting", "running") for job in jobs):
@@ -268,8 +269,3 @@ def _stop(jobs: list[SweepRun]) -> None:
     finally:
         for job in jobs:
             job.state = "finished" if job.weights.is_file() else "stopped"
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

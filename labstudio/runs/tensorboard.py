@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.training.events import End, Event
-from labkit.training.runs import Run
+from labkit.training import End, Event, Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

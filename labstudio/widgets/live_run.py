@@ -21,8 +21,7 @@ from typing import Any
 
 from labkit.device import hand_over_cores
 from labkit.io import runs_dir
-from labkit.training import CheckpointError, Run, Trainer, TrainingDivergedError, fit, restore
-from labkit.training.events import Event
+from labkit.training import CheckpointError, Event, Run, Trainer, TrainingDivergedError, fit, restore
 from labstudio.visible import unhidden
 from labstudio.widgets.run_monitor import RunMonitor
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.text import TokenStream, WindowDataset, draws
+from labkit.text.batches import ShuffledWindows
 from labkit.text.draws import draw_starts
-from labkit.text.windows import ShuffledWindows
 
 
 def drawn_one_by_one(seed: int, steps: range, high: int, count: int) -> np.ndarray:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from labkit.training import environment as module
-from labkit.training.environment import _git_state, changes, environment
+from labkit.training import run as module
+from labkit.training.run import _git_state, changes, environment
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -42,7 +42,7 @@ def weights(some: Trainer) -> Tensor:
 
 def gradients(some: Trainer) -> Tensor:
     some.model.train()
-    some._backward(some.feed.batch(0))
+    some._backward(some.prefetcher.batch(0))
     return torch.cat([each.grad.flatten() for each in some.model.parameters() if each.grad is not None])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def command(
 def test_the_shipped_model_goes_out_and_comes_back_as_a_run(command: Any, tmp_path: Path) -> None:
     code, out, _ = command("export", "shipped", str(tmp_path / "gpt2"))
     assert code == 0
-    assert "3,451,136 parameters in the layout of GPT-2\nRead back: logits differ by at most 0.0e+00" in out
+    read_back = re.search(r"3,451,136 parameters in the layout of GPT-2\nRead back: .* at most (\S+)", out)
+    assert read_back
+    assert float(read_back[1]) < 1e-4  # sums round otherwise on other processors
     code, out, _ = command("import", str(tmp_path / "gpt2"), "--name", "mine", "--table")
     assert code == 0
     assert "h.2.attn.c_attn.weight blocks.2.attention.value.weight" in " ".join(out.split())

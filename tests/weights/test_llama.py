@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import generate_batch
 from labkit.text import CharTokenizer, train_bpe
-from labkit.weights.gguf import read_gguf
+from labkit.weights.formats.gguf import read_gguf
 from labkit.weights.llama import load_llama, save_llama
 
 EXACT = {"rtol": 0, "atol": 1e-4}

@@ -19,8 +19,6 @@ _FORMATS = {
     "perplexity": "{:,.1f}",
     "seconds": "{:,.0f}",
 }
-
-
 _COLUMNS = ["experiment", "seeds", "parameters", "steps", "tokens"]
 _COLUMNS += ["train_loss", "val_loss", "val_loss_spread", "perplexity"]
 _UNITS = (

@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from labkit.training import Run, load_checkpoint
-from labkit.training.events import End
+from labkit.training import End, Run, load_checkpoint
 from labstudio.runs.sweep import SweepRun, plan_runs, sweep
 from labstudio.runs.sweep_file import SweepError, read_sweep
 from labstudio.runs.sweep_worker import stop_without, work

@@ -24,6 +24,7 @@ from labkit import GPT, SampleConfig
 from labkit.generation import complete
 from labkit.text import encode_chat
 from labstudio.serve import ServeConfig, create_app
+from labstudio.serve.completions import finite
 
 PROMPT = "abc. "
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "the é"}]
@@ -391,7 +392,5 @@ def test_a_bug_in_one_request_leaves_the_others_alone(
 
 
 def test_the_log_probability_of_the_impossible_is_a_number() -> None:
-    from labstudio.serve.chances import log_probability
-
-    assert log_probability(-math.inf) == -9999.0
-    assert log_probability(-0.5) == -0.5
+    assert finite(-math.inf) == -9999.0
+    assert finite(-0.5) == -0.5

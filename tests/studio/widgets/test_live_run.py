@@ -24,7 +24,6 @@ from labkit.training import (
     Run,
     Trainer,
     TrainingDivergedError,
-    environment,
     fit,
     list_runs,
     load_checkpoint,
@@ -64,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run = Run.create("whole", tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(environment, "_git_state", lambda: "commit")
+        patch.setattr("labkit.training.run._git_state", lambda: "commit")
         fit(tiny(), run=run, progress=False)
     return outcome(run)
 
@@ -74,7 +73,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of its own, no waiting for the disk; and nothing trains on afterwards."""
     monkeypatch.setenv("LABKIT_OUT", str(tmp_path))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr(environment, "_git_state", lambda: "commit")
+    monkeypatch.setattr("labkit.training.run._git_state", lambda: "commit")
     yield
     for each in list(live_run._training):
         each.stop()

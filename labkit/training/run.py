@@ -1,4 +1,4 @@
-"""A run on disk.
+"""A run on disk, and what it was computed with.
 
 runs/<id>/   config.json        what the run was started with
              environment.jsonl  one row per start: versions, device, threads, precision, git
@@ -10,17 +10,24 @@ runs/<id>/   config.json        what the run was started with
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import platform
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.io import flush, runs_dir, write_text_atomically
+import torch
+
+from labkit.device import describe_device
+from labkit.io import flush, project_root, runs_dir, write_text_atomically
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,
@@ -290,3 +297,46 @@ def list_runs(root: Path | None = None) -> list[Run]:
     root = root or runs_dir()
     configs = root.glob("*/config.json")
     return [Run(path.parent) for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
+
+
+def environment(device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
+    """Versions, device, CPU threads, precision, number of processes, and the state of the code in git."""
+    return {
+        "labkit": version("labkit"),
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "processes": world,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> str | None:
+    """The commit, with `+` and a checksum of the changes where Python files differ; None without git."""
+    try:
+        commit, difference = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", "*.py")
+        return f"{commit}+{hashlib.sha256(difference.encode()).hexdigest()[:8]}" if difference else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(project_root()), *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs, as `name: before -> now`."""
+    names = {**before, **now}
+    return [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]

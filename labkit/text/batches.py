@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from labkit.text.draws import draw_starts
-from labkit.text.shards import Shards, open_shards
+from labkit.text.encode import EncodedText, checksum, is_encoded
 
 IGNORE = -100
 """Target of padding, which the loss leaves out. An id of its own, so that a padding id which is also
 the end of a text drops no real end."""
 
-_BLOCK = 4096
-
-Ids = Sequence[int] | np.ndarray | Tensor | Shards
+Ids = Sequence[int] | np.ndarray | Tensor
 
 
 class _Windows(Dataset[tuple[Tensor, Tensor]]):
@@ -118,7 +116,36 @@ class WindowDataset(_Windows):
         return inputs, torch.where(inside[:, 1:], padded[:, 1:], IGNORE)
 
     def fingerprint(self) -> str:
-        return _checksum(self.ids, [self.context_length, self.stride, self._tail])
+        return checksum(self.ids, [self.context_length, self.stride, self._tail])
+
+
+class SequenceDataset(_Windows):
+    """Windows that were cut and padded beforehand.
+
+    inputs, targets: (windows, context_length) int64; a target of -100 does not count.
+    Raises ValueError for other shapes and for negative ids.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if inputs.ndim != 2 or inputs.shape != targets.shape:
+            raise ValueError(
+                f"SequenceDataset: inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must both "
+                "be (windows, context_length)."
+            )
+        _id_tensor(inputs.flatten(), "SequenceDataset: inputs")
+        _id_tensor(targets[targets != IGNORE], "SequenceDataset: targets")
+        self.inputs, self.targets = inputs, targets
+        self.context_length = inputs.shape[1]
+        self.total_tokens = int((targets != IGNORE).sum())
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inputs[indices], self.targets[indices]
+
+    def fingerprint(self) -> str:
+        return checksum(self.inputs, self.targets)
 
 
 class Batches(ABC):
@@ -149,7 +176,7 @@ class TokenStream(Batches):
 
     ids: (tokens,), or the path of a .npy file, of a .bin file of bare numbers of the given dtype, or of a
     folder made by `labkit encode`; files stay on disk and are read where a crop falls (memory-mapped).
-    Raises ValueError for ids too short for one window.
+    Raises ValueError for ids too short for one window, and for negative ones.
     """
 
     def __init__(
@@ -171,7 +198,8 @@ class TokenStream(Batches):
                 f"TokenStream: {self.total_tokens} ids are too few for context_length={context_length}, "
                 f"which needs {context_length + 1}. Use more text or a shorter context."
             )
-        self._crops = None if isinstance(self._data, Shards) else _crops(self._data, context_length + 1)
+        # A view of every run of so many ids: a file stays on disk.
+        self._crops = np.lib.stride_tricks.sliding_window_view(np.asarray(self._data), context_length + 1)
         self._block = max(1, 2**15 // batch_size)
         self._starts: tuple[int | None, np.ndarray] = (None, np.empty(0))
 
@@ -185,15 +213,12 @@ class TokenStream(Batches):
         starts = self._starts[1][place]
         if world > 1:
             starts = starts[rank::world]
-        if self._crops is None:
-            crops = self._data[starts[:, None] + np.arange(self.context_length + 1)]
-        else:
-            crops = self._crops[starts]  # (rows, context_length + 1)
+        crops = self._crops[starts]  # (rows, context_length + 1)
         inputs, targets = crops[:, :-1].astype(np.int64), crops[:, 1:].astype(np.int64)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def fingerprint(self) -> str:
-        return self._data.fingerprint if isinstance(self._data, Shards) else _checksum(self._data)
+        return checksum(self._data)
 
 
 class ShuffledWindows(Batches):
@@ -224,16 +249,105 @@ class ShuffledWindows(Batches):
         return self.windows.fingerprint()
 
 
-def _checksum(*arrays: Any) -> str:
-    """SHA-256 of whole numbers whatever their dtype; of very long ones, of 4,096 blocks spread over them."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{tuple(np.shape(array))};".encode())
-        starts = np.unique(np.linspace(0, max(0, len(array) - _BLOCK), 4096, dtype=np.int64))
-        short = len(array) <= _BLOCK * len(starts)
-        for start in range(0, len(array), _BLOCK) if short else starts:
-            digest.update(np.asarray(array[start : start + _BLOCK]).astype("<i8").tobytes())
-    return digest.hexdigest()
+def load_token_sequences(
+    path: str | Path,
+    context_length: int,
+    *,
+    pad_id: int,
+    min_length: int = 32,
+    max_length: int = 128,
+    eos_id: int | None = None,
+) -> SequenceDataset:
+    """Training windows from a .pt file of text that others have tokenised.
+
+    The file holds a list of id tensors of varying length, or batches: a dict with "input_ids"
+    (batch, seq), with or without "attention_mask", or a list or dict of such dicts. It is loaded with
+    weights_only=True, so it can run no code.
+
+    Each sequence is brought to context_length, which must lie in min_length .. max_length: a longer one
+    is chunked so that every target is seen once, a shorter one is padded with pad_id. Targets of padding
+    are -100, so a pad_id that is also the end of a text drops no real end. Sequences of one id predict
+    nothing and are left out.
+
+    Padding already in a batch is cut off where attention_mask is 0. Without a mask, ids equal to pad_id
+    at the end of a row are taken for padding, except the first of them, which may be the end of the text;
+    give an eos_id other than pad_id to cut that one too.
+    Raises ValueError, naming the file, for anything else.
+    """
+    if not 1 <= min_length <= max_length:
+        raise ValueError(
+            f"load_token_sequences: min_length={min_length} and max_length={max_length} must be a range "
+            "from 1 up."
+        )
+    if not min_length <= context_length <= max_length:
+        raise ValueError(
+            f"load_token_sequences: context_length={context_length} is outside {min_length} .. {max_length}. "
+            "Choose another, or widen min_length and max_length."
+        )
+    _at_least(0, "load_token_sequences", pad_id=pad_id)
+    keep_end = eos_id is None or eos_id == pad_id
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, since it holds Python objects that could run code. Save a list of id tensors."
+        ) from error
+    except (OSError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read as a .pt file ({error}).") from error
+    sequences = [
+        sequence for sequence in _sequences(content, str(path), pad_id, keep_end) if len(sequence) > 1
+    ]
+    if not sequences:
+        raise ValueError(f"{path}: has no sequence of at least 2 ids.")
+    windows = [
+        WindowDataset(sequence, context_length, keep_tail=True, pad_id=pad_id) for sequence in sequences
+    ]
+    pairs = [window._gather(torch.arange(len(window))) for window in windows]
+    return SequenceDataset(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
+
+
+def _sequences(content: Any, where: str, pad_id: int, keep_end: bool) -> Iterator[Tensor]:
+    """Every sequence in what a .pt file holds, padding removed."""
+    if isinstance(content, dict):
+        if "input_ids" not in content:
+            if content and all(isinstance(value, dict) for value in content.values()):
+                for key, value in content.items():
+                    yield from _sequences(value, f"{where}, {key!r}", pad_id, keep_end)
+                return
+            keys = ", ".join(map(repr, list(content)[:5]))
+            raise ValueError(f"{where}: the dict has no 'input_ids', only {keys or 'nothing'}.")
+        rows, masks = content["input_ids"], content.get("attention_mask")
+        if masks is not None and len(masks) != len(rows):
+            raise ValueError(f"{where}: attention_mask has {len(masks)} rows, input_ids {len(rows)}.")
+        for number, row in enumerate(rows):
+            ids = _id_tensor(row, f"{where}, row {number}")
+            if masks is None:
+                yield _without_padding(ids, pad_id, keep_end)
+            else:
+                mask = torch.as_tensor(masks[number])
+                if mask.shape != ids.shape:
+                    raise ValueError(f"{where}, row {number}: attention_mask and input_ids differ in length.")
+                yield ids[mask.bool()]
+    elif isinstance(content, Tensor) and content.ndim == 2:
+        yield from _sequences({"input_ids": content}, where, pad_id, keep_end)
+    elif isinstance(content, list | tuple):
+        for number, item in enumerate(content):
+            place = f"{where}, item {number}"
+            if isinstance(item, dict) or (isinstance(item, Tensor) and item.ndim == 2):
+                yield from _sequences(item, place, pad_id, keep_end)
+            else:
+                yield _id_tensor(item, place)
+    else:
+        raise ValueError(
+            f"{where}: holds a {type(content).__name__}; expected a list of id tensors or "
+            "batches with input_ids."
+        )
+
+
+def _without_padding(ids: Tensor, pad_id: int, keep_end: bool) -> Tensor:
+    real = (ids != pad_id).nonzero()
+    length = int(real[-1]) + 1 if len(real) else 0
+    return ids[: length + 1] if keep_end and length else ids[:length]
 
 
 def _id_tensor(ids: Any, name: str) -> Tensor:
@@ -255,26 +369,26 @@ def _id_tensor(ids: Any, name: str) -> Tensor:
     return tensor
 
 
-def _crops(ids: np.ndarray, length: int) -> np.ndarray:
-    """Every run of so many ids, (len(ids) - length + 1, length), without a copy: a file stays on disk."""
-    return np.lib.stride_tricks.sliding_window_view(np.asarray(ids), length)
+def _id_array(ids: Ids, what: str = "the array") -> np.ndarray:
+    """The same as an array, in its own, perhaps smaller, dtype; a file of signed ids is read once."""
+    if not isinstance(ids, np.ndarray):
+        return _id_tensor(ids, "TokenStream").numpy()
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"TokenStream: {what} holds {ids.dtype} of shape {ids.shape}; whole numbers are needed, in one "
+            "dimension."
+        )
+    if ids.dtype.kind == "i" and len(ids) and (low := int(ids.min())) < 0:
+        raise ValueError(f"TokenStream: {what} holds id {low}, which is negative.")
+    return ids
 
 
-def _id_array(ids: Ids) -> np.ndarray | Shards:
-    if isinstance(ids, Shards):
-        return ids
-    if isinstance(ids, np.ndarray):  # kept in its own, perhaps smaller, dtype
-        _id_tensor(ids[:1], "TokenStream")
-        return ids
-    return _id_tensor(ids, "TokenStream").numpy()
-
-
-def _open_ids(path: Path, dtype: str) -> np.ndarray | Shards:
+def _open_ids(path: Path, dtype: str) -> np.ndarray:
     """A memory-mapped array of ids."""
-    if path.is_dir():
-        return open_shards(path)
+    if is_encoded(path):
+        return EncodedText(path).ids
     if not path.is_file():
-        raise ValueError(f"TokenStream: {path} is not a file.")
+        raise ValueError(f"TokenStream: {path} is not a file, nor a folder made by `labkit encode`.")
     if path.suffix == ".npy":
         try:
             data = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -287,9 +401,7 @@ def _open_ids(path: Path, dtype: str) -> np.ndarray | Shards:
         data = np.memmap(path, dtype=dtype, mode="r")
     else:
         raise ValueError(f"TokenStream: {path} must end in .npy or .bin.")
-    if data.ndim != 1 or not np.issubdtype(data.dtype, np.integer):
-        raise ValueError(f"TokenStream: {path} holds {data.dtype} of shape {data.shape}; ids are needed.")
-    return data
+    return _id_array(data, str(path))
 
 
 def _at_least(low: int, name: str, **values: int) -> None:

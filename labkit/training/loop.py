@@ -12,13 +12,18 @@ from dataclasses import asdict
 from tqdm.auto import tqdm
 
 from labkit.training.checkpoint import CheckpointError
-from labkit.training.distributed import LostProcessError, is_loss
-from labkit.training.environment import environment
-from labkit.training.events import Checkpoint, Evaluation, Event, Sample, Step, TrainingDivergedError
+from labkit.training.parallel import LostProcessError, is_loss
 from labkit.training.resume import describe, save
-from labkit.training.runs import Run
-from labkit.training.threads import settle_threads
-from labkit.training.trainer import Trainer
+from labkit.training.run import Run, environment
+from labkit.training.trainer import (
+    Checkpoint,
+    Evaluation,
+    Event,
+    Sample,
+    Step,
+    Trainer,
+    TrainingDivergedError,
+)
 
 Callback = Callable[[Event], None]
 
@@ -118,7 +123,6 @@ def fit(
             f"This trainer was stopped in the middle of the work on step {trainer.step + 1}. Build it anew, "
             "and go on from the run's last checkpoint: restore(trainer, run)."
         )
-    settle_threads(trainer)
     first = trainer.ranks.rank == 0
     with run.locked() if run and first else nullcontext():
         recorder = RunRecorder(trainer, run) if run else None

@@ -16,7 +16,7 @@ import torch
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.text import TokenStream
 from labkit.training import Step, Trainer
-from labkit.training.feed import Feed
+from labkit.training.trainer import Prefetcher
 
 IDS = torch.from_numpy(np.random.default_rng(0).integers(0, 19, size=900))
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -99,7 +99,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def feed(rank: int = 0, world: int = 1) -> tuple[Any, Any]:
     picked: Any = Picked()
-    return Feed(picked, CUDA, rank, world), picked
+    return Prefetcher(picked, CUDA, rank, world), picked
 
 
 def assert_right(batch: Any, step: int, rank: int = 0, world: int = 1) -> None:
@@ -176,7 +176,7 @@ def test_a_batch_that_nobody_wants_is_let_go(fake_cuda: None) -> None:
 
 def test_on_a_cpu_nothing_is_prepared() -> None:
     picked = Picked()
-    some = Feed(picked.stream, CPU)
+    some = Prefetcher(picked.stream, CPU)
     some.prepare(1)
     assert some._ready is None
     batch, (inputs, targets) = some.batch(1), picked.stream.batch(1)
@@ -188,7 +188,8 @@ def test_on_a_cpu_nothing_is_prepared() -> None:
 def trainer(steps: int = 5, device: str = "cpu", **settings: Any) -> Trainer:
     torch.manual_seed(1)
     model = GPT(GPTConfig(vocab_size=19, context_length=7, d_model=12, n_layers=1, n_heads=2))
-    config = TrainConfig(max_steps=steps, batch_size=6, eval_every=2, threads=1, **settings)
+    settings = {"max_steps": steps, "eval_every": 2, "threads": 1, "precision": "fp32"} | settings
+    config = TrainConfig(batch_size=6, **settings)
     return Trainer(model, IDS, IDS[:90], config, device=device)
 
 
@@ -201,7 +202,7 @@ def test_the_next_batch_is_prepared_while_a_step_computes_and_none_after_the_las
         return lambda step: happened.append((name, step, some.step)) or real(step)
 
     for name in ("batch", "prepare"):
-        monkeypatch.setattr(some.feed, name, noted(name, getattr(some.feed, name)))
+        monkeypatch.setattr(some.prefetcher, name, noted(name, getattr(some.prefetcher, name)))
     list(some.events())
     assert happened == [
         ("batch", 0, 0), ("prepare", 1, 0), ("batch", 1, 1), ("prepare", 2, 1), ("batch", 2, 2),
@@ -211,7 +212,7 @@ def test_the_next_batch_is_prepared_while_a_step_computes_and_none_after_the_las
 def test_targets_are_counted_in_host_memory() -> None:
     """By what is counted there the last two sequences, a pass of their own, have no target."""
     some = trainer(micro_batch_size=4)
-    batch = some.feed.batch(0)
+    batch = some.prefetcher.batch(0)
     host_targets = batch.host_targets.clone()
     host_targets[4:] = -100
     some.model.train()
@@ -229,23 +230,23 @@ def test_training_on_a_gpu_is_the_same_with_batches_prepared_and_not(
     micro: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = losses(trainer(40, "cuda", micro_batch_size=micro))
-    monkeypatch.setattr(Feed, "prepare", lambda self, step: None)
-    monkeypatch.setattr(Feed, "batch", lambda self, step: _copied_plainly(self, step))
+    monkeypatch.setattr(Prefetcher, "prepare", lambda self, step: None)
+    monkeypatch.setattr(Prefetcher, "batch", lambda self, step: _copied_plainly(self, step))
     assert losses(trainer(40, "cuda", micro_batch_size=micro)) == pytest.approx(prepared, rel=1e-5)
 
 
-def _copied_plainly(some: Feed, step: int) -> Any:
-    from labkit.training.feed import Fed
+def _copied_plainly(some: Prefetcher, step: int) -> Any:
+    from labkit.training.trainer import DeviceBatch
 
     inputs, targets = some._pick(step)
-    return Fed(inputs.to(some.device), targets.to(some.device), targets)
+    return DeviceBatch(inputs.to(some.device), targets.to(some.device), targets)
 
 
 @pytest.mark.gpu
 def test_a_busy_gpu_never_sees_a_batch_half_copied() -> None:
     """Long kernels, so that copies run far ahead, and many batches, so that their memory is used again."""
     stream = TokenStream(torch.arange(10**6), 511, 64, seed=2)
-    some, heavy = Feed(stream, CUDA), torch.randn(4096, 4096, device="cuda")
+    some, heavy = Prefetcher(stream, CUDA), torch.randn(4096, 4096, device="cuda")
     sums = []
     for step in range(60):
         batch = some.batch(step)
@@ -260,7 +261,7 @@ def test_a_busy_gpu_never_sees_a_batch_half_copied() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_computes_while_the_next_batch_is_copied() -> None:
-    some, heavy = Feed(TokenStream(IDS, 7, 6), CUDA), torch.randn(8192, 8192, device="cuda")
+    some, heavy = Prefetcher(TokenStream(IDS, 7, 6), CUDA), torch.randn(8192, 8192, device="cuda")
     some.batch(0)
     torch.cuda.synchronize()
     for _ in itertools.repeat(None, 20):
