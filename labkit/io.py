@@ -1,4 +1,4 @@
-"""Where the project reads and writes, and writing so that a crash leaves the old or the new, never half."""
+"""Where the project reads and writes: folders, names, and writing that a crash leaves whole, old or new."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def cache_dir() -> Path:
     return Path(pooch.os_cache("labkit"))
 
 
+def check_name(name: str, what: str) -> None:
+    """The one rule for names of runs, models and sweeps: they become folders and stand in commands.
+
+    what: what has the name, for the message.  Raises ValueError for a name that could be taken for an option,
+    a path or a hidden file, or that does not print as it is.
+    """
+    at_the_ends = name != name.strip() or name.startswith(("-", ".")) or name.endswith(".")
+    inside = any(sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name)
+    if not name or at_the_ends or inside or len(name) > 100:
+        raise ValueError(
+            f"{what}={name!r} must be a plain folder name, such as 'first-try': at most 100 characters, none "
+            'of / \\ : * ? " < > | or line breaks, no blank or dot at the ends, no - at the beginning.'
+        )
+
+
 @contextmanager
 def fresh_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to fill; at the end of the block it takes the place of `folder` and all it held.
@@ -71,10 +86,18 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's text."""
+    """Replace a file's text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file's contents; a link is followed, and the file keeps its mode."""
+    path = path.resolve()
     fresh = path.with_name(f".new-{path.name}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, fresh)
         flush(fresh)
         fresh.replace(path)
     except OSError:
@@ -95,12 +118,12 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time reads, changes and writes a file: others wait, up to half a minute."""
+def locked(path: Path, timeout: float = 30) -> Iterator[None]:
+    """One process at a time reads, changes and writes a file: others wait, in seconds (-1: without end)."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=30):
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
         yield
 
 

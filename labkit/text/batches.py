@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from labkit.text.draws import draw_starts
 from labkit.text.encode import EncodedText, checksum, is_encoded
 
 IGNORE = -100
@@ -200,20 +199,11 @@ class TokenStream(Batches):
             )
         # A view of every run of so many ids: a file stays on disk.
         self._crops = np.lib.stride_tricks.sliding_window_view(np.asarray(self._data), context_length + 1)
-        self._block = max(1, 2**15 // batch_size)
-        self._starts: tuple[int | None, np.ndarray] = (None, np.empty(0))
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        number, place = divmod(step, self._block)
-        if self._starts[0] != number:
-            _at_least(0, "TokenStream.batch", step=step)
-            steps = range(number * self._block, (number + 1) * self._block)
-            high = self.total_tokens - self.context_length
-            self._starts = (number, draw_starts(self.seed, steps, high, self.batch_size))
-        starts = self._starts[1][place]
-        if world > 1:
-            starts = starts[rank::world]
-        crops = self._crops[starts]  # (rows, context_length + 1)
+        _at_least(0, "TokenStream.batch", step=step)
+        starts = np.random.default_rng([self.seed, step]).integers(0, len(self._crops), size=self.batch_size)
+        crops = self._crops[starts[rank::world]]  # (rows, context_length + 1)
         inputs, targets = crops[:, :-1].astype(np.int64), crops[:, 1:].astype(np.int64)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 

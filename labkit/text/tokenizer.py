@@ -231,11 +231,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _refuse_surrogates(text: str, name: str) -> None:
-    if found := re.search("[\ud800-\udfff]", text):
+    if not (found := re.search("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]", text)):
+        return
+    if len(found[0]) == 2:
+        character = found[0].encode("utf-16", "surrogatepass").decode("utf-16")
         raise ValueError(
-            f"{name}: the text has a lone surrogate U+{ord(found[0]):04X} at position {found.start()}, which "
-            "is half of a character. Decode the source as UTF-8, or with errors='replace'."
+            f"{name}: the text has U+{ord(character):04X} at position {found.start()} as a pair of "
+            "surrogates. Join them: text.encode('utf-16', 'surrogatepass').decode('utf-16')."
         )
+    raise ValueError(
+        f"{name}: the text has a lone surrogate U+{ord(found[0]):04X} at position {found.start()}, which "
+        "is half of a character. Decode the source as UTF-8, or with errors='replace'."
+    )
 
 
 def _write_atomic(path: Path, text: str) -> None:

@@ -20,14 +20,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from labkit.device import describe_device
-from labkit.io import flush, project_root, runs_dir, write_text_atomically
+from labkit.io import check_name, flush, project_root, runs_dir, write_text_atomically
 from labkit.text import Tokenizer, load_tokenizer
 from labkit.training.checkpoint import (
     CheckpointError,
@@ -52,10 +53,9 @@ class Run:
     def create(cls, name: str, root: Path | None = None) -> Run:
         """A new, empty run folder; when the name is taken, `name-2`, `name-3` … so that nothing is lost.
 
-        Raises ValueError for a name that is not a plain folder name.
+        Raises ValueError for a name that `check_name` refuses.
         """
-        if not name or name in {".", ".."} or any(sign in name for sign in '/\\:*?"<>|\0'):
-            raise ValueError(f"Run: name={name!r} must be a plain folder name, such as 'first-try'.")
+        check_name(name, "Run: name")
         root = root or runs_dir()
         root.mkdir(parents=True, exist_ok=True)
         number = 1
@@ -302,9 +302,9 @@ def list_runs(root: Path | None = None) -> list[Run]:
 def environment(device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
     """Versions, device, CPU threads, precision, number of processes, and the state of the code in git."""
     return {
-        "labkit": version("labkit"),
+        "labkit": labkit_version(),
         "torch": torch.__version__,
-        "numpy": version("numpy"),
+        "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": describe_device(device),
@@ -313,6 +313,14 @@ def environment(device: torch.device, precision: str, world: int = 1) -> dict[st
         "processes": world,
         "git": _git_state(),
     }
+
+
+def labkit_version() -> str:
+    """The installed version; a checkout can be imported without being installed."""
+    try:
+        return version("labkit")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _git_state() -> str | None:

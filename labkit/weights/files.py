@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from labkit.io import fresh_folder
+from labkit.model import GPT
 from labkit.text import Tokenizer, save_published_tokenizer
 
 WEIGHTS = (
@@ -27,6 +30,7 @@ WRITTEN = {
     *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"),
     *("vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja"),
 }
+"""What a folder holds that `write_model` has written."""
 
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the weights. Fetch them: git lfs pull.",
@@ -135,6 +139,29 @@ def _read_torch(path: Path, *, mapped: bool) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise ValueError(f"{path}: {name} is not a plain tensor ({tensor.layout}, {tensor.dtype}).")
     return content
+
+
+def fitting_tokenizer(load: Callable[[], Tokenizer | None], model: GPT, source: Path) -> Tokenizer | None:
+    """The tokenizer that `load` gives for a model; None, with a warning, where labkit has none of its kind.
+
+    Raises ValueError, naming the source, for a damaged one, and for one with more ids than the model.
+    """
+    from labkit.text import UnsupportedTokenizerError
+
+    try:
+        tokenizer = load()
+    except UnsupportedTokenizerError as error:
+        warnings.warn(f"{source}: {error} The model is loaded without a tokenizer.", stacklevel=4)
+        return None
+    except ValueError as error:
+        raise ValueError(f"{source}: the tokenizer is damaged. {error}") from error
+    vocab_size = model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids, the model only {vocab_size:,}: they "
+            "belong to different models."
+        )
+    return tokenizer
 
 
 def write_model(

@@ -11,25 +11,28 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from tqdm.auto import tqdm
 
 from labkit.io import write_text_atomically
 from labkit.text.assets import AssetError
-from labkit.weights.files import WEIGHTS, weight_map
+from labkit.weights.files import WEIGHTS, WRITTEN, weight_map
 
 PUBLISHED = {f"gpt2{size}": f"openai-community/gpt2{size}" for size in ("", "-medium", "-large", "-xl")}
 PUBLISHED["distilgpt2"] = "distilbert/distilgpt2"
 """Short names, and where the models live."""
 
-_DESCRIPTIONS = {
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja"),
-}
+_DESCRIPTIONS = WRITTEN - {"model.safetensors"} | {"generation_config.json"}
 
 
-def download(name: str, *, progress: bool = True) -> Path:
+def find(source: str | Path) -> Path:
+    """The file or folder of this path; where there is none, the folder of the published model of this name.
+
+    Raises what `download` raises.
+    """
+    path = Path(source).expanduser()
+    return path if path.exists() else download(str(source))
+
+
+def download(name: str) -> Path:
     """The local folder of a published model: configuration, tokenizer and weights.
 
     name: a key of `PUBLISHED`, or owner/name.  HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE and
@@ -40,7 +43,7 @@ def download(name: str, *, progress: bool = True) -> Path:
     """
     repo = _repo(name)
     try:
-        return _download(repo, progress)
+        return _download(repo)
     except AssetError:
         if folder := cached(name):
             return folder
@@ -73,7 +76,7 @@ def _repo(name: str) -> str:
     return repo
 
 
-def _download(repo: str, progress: bool) -> Path:
+def _download(repo: str) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     with _explained(repo):
@@ -100,7 +103,6 @@ def _download(repo: str, progress: bool) -> Path:
                 repo,
                 revision=commit,
                 allow_patterns=wanted,
-                tqdm_class=None if progress else _NoBar,
                 headers={"Accept-Encoding": "identity"},  # a cut download goes on within whole bytes
             )
         )
@@ -124,13 +126,6 @@ def _download(repo: str, progress: bool) -> Path:
     return snapshot
 
 
-class _NoBar(tqdm):  # type: ignore[type-arg]
-    """A progress bar that shows nothing."""
-
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings | {"disable": True})
-
-
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn whatever the library, the network or the disk raise into an AssetError that says what to do."""
@@ -147,7 +142,7 @@ def _explained(what: str) -> Iterator[None]:
         elif getattr(error, "errno", None) == errno.ENOSPC:
             remedy = "make room, or set HF_HOME to a folder on another disk, and try again."
         else:
-            remedy = "check the network (HTTPS_PROXY, HF_ENDPOINT) and try again; files that have arrived are kept."
+            remedy = "check the network (HTTPS_PROXY, HF_ENDPOINT) and try again; what has arrived is kept."
         raise AssetError(
             f"{what}: is no file or folder here, and could not be downloaded.\n"
             f"Tried: {constants.ENDPOINT}/{what}, to be kept in {constants.HF_HUB_CACHE}.\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes, Positional
 
 from labkit.config import DataConfig, TrainConfig
+from labkit.io import check_name
 from labstudio.cli.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def train(
     from labkit.training.parallel import launched
     from labkit.training.resume import start
 
+    if name is not None:
+        check_name(name, "train: name")  # before the text is read
     shape = {key: value for key, value in asdict(model).items() if value is not None and key != "preset"}
     with launched(device) as ranks:
         trainer = build_trainer(

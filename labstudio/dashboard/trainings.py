@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -28,7 +27,7 @@ import torch
 
 from labkit.analysis.costs import parameter_count, training_memory
 from labkit.config import MODEL_PRESETS, TRAIN_PRESETS, DataConfig, GPTConfig, TrainConfig
-from labkit.io import write_text_atomically
+from labkit.io import check_name, write_text_atomically
 from labkit.text.corpus import corpus_names
 from labkit.training import Run
 from labstudio.visible import unhidden
@@ -73,8 +72,7 @@ def train_arguments(options: dict[str, Any]) -> list[str]:
     GPTConfig.preset(preset)
     DataConfig(corpus=corpus)
     if name:
-        with TemporaryDirectory() as scratch:
-            Run.create(name, Path(scratch))  # says what is wrong with a name
+        check_name(name, "name")
     given = {field: options[field] for field in ("max_steps", "seed")}
     if options["learning_rate"] != "":
         given["learning_rate"] = options["learning_rate"]

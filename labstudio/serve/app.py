@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
@@ -15,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from labkit.model import GPT
 from labkit.text import Tokenizer
+from labkit.training.run import labkit_version
 from labstudio.serve.completions import completions_router
 from labstudio.serve.config import ServeConfig
 from labstudio.serve.docs import docs_page
@@ -59,7 +59,7 @@ def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: s
 
     app = FastAPI(
         title="labkit serve",
-        version=version("labkit"),
+        version=labkit_version(),
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
@@ -73,10 +73,10 @@ def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: s
     app.add_exception_handler(Exception, _unexpected)
     bearer = Depends(HTTPBearer(auto_error=False, description="The token of `labkit serve`."))
     for router in (_models_router(service), completions_router(service), runs_router(service)):
-        app.include_router(router, dependencies=[bearer])
+        app.include_router(router, dependencies=[bearer], responses=error_responses(400, 401, "4XX"))
 
-    @app.get("/health", summary="Is the server there?", tags=["server"],
-             responses={200: {"model": Health}, **error_responses(400, 503)})  # fmt: skip
+    @app.get("/health", summary="Is the server there?", tags=["server"], response_model=Health,
+             responses=error_responses(400, 503))  # fmt: skip
     async def health() -> Response:
         """Say whether requests are answered. Needs no token."""
         if service.scheduler.draining:
@@ -104,11 +104,7 @@ def _models_router(service: Service) -> APIRouter:
         "chat": service.is_chat,
     }
 
-    @router.get(
-        "/v1/models",
-        summary="List the models",
-        responses={200: {"model": ModelList}, **error_responses(400, 401)},
-    )
+    @router.get("/v1/models", summary="List the models", response_model=ModelList)
     async def list_models() -> Response:
         """List the models that can be asked: there is one."""
         return JSONReply({"object": "list", "data": [card]})
@@ -116,7 +112,8 @@ def _models_router(service: Service) -> APIRouter:
     @router.get(
         "/v1/models/{model_id}",
         summary="Show a model",
-        responses={200: {"model": ModelCard}, **error_responses(400, 401, 404)},
+        response_model=ModelCard,
+        responses=error_responses(404),
     )
     async def show_model(
         model_id: Annotated[str, Path(description="The model's name.", examples=["shipped"])],
@@ -167,8 +164,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
     elif first["type"] == "missing":
         message, code = f"{param or 'The body'} is missing.", "missing_required_parameter"
     else:
-        message, code = (
-            f"{param or 'The body'}: {first['msg'].removeprefix('Value error, ')}.",
-            "invalid_value",
-        )
+        reason = first["msg"].removeprefix("Value error, ")
+        message, code = f"{param or 'The body'}: {reason}.", "invalid_value"
     return ApiError(400, message.replace("..", "."), param=param, code=code).response()

@@ -35,7 +35,8 @@ class ServeConfig:
     followers: int = 16
     """Clients that may follow the metrics of runs at once."""
     connections: int = 100
-    """Open connections, idle ones included; beyond that the answer is 503."""
+    """Open connections; beyond that the answer is 503. Clients that connect and send nothing count too: where
+    others can connect, put a reverse proxy in front, which has clocks for them."""
     generate_seconds: float = 300.0
     """Time that a request may take, from its turn in the queue to its last token."""
     idle_seconds: int = 10
@@ -47,17 +48,8 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        at_least(
-            self,
-            1,
-            "body_bytes",
-            "max_tokens",
-            "max_texts",
-            "active",
-            "followers",
-            "connections",
-            "idle_seconds",
-        )
+        at_least(self, 1, "body_bytes", "max_tokens", "max_texts", "active", "followers", "connections")
+        at_least(self, 1, "idle_seconds")
         at_least(self, 0, "waiting", "grace_seconds")
         at_least(self, 0.01, "generate_seconds", "stall_seconds")
         if not 0 <= self.port <= 65535:

@@ -25,15 +25,17 @@ section { border-top: 2px solid; margin-top: 2.5rem; }
 {% endfor %}</tbody></table>
 {% for example in schemas[name].examples %}<p>Example:</p><pre>{{ example | pretty }}</pre>{% endfor %}
 {% endmacro %}
-{% macro type(schema) %}
-{% if schema["$ref"] %}<a href="#{{ schema["$ref"] | last_part }}">{{ schema["$ref"] | last_part }}</a>
-{% elif schema.anyOf %}
-{% for each in schema.anyOf %}{{ " or " if not loop.first }}{{ type(each) }}{% endfor %}
-{% elif schema.const or schema.enum %}{{ (schema.enum or [schema.const]) | join(" or ") }}
-{% else %}{{ schema.type or "anything" }}
-{% if schema.get("items") %} of {{ type(schema.get("items")) }}{% endif %}
-{% for name, sign in bounds.items() if name in schema %}{{ ", " }}{{ sign }} {{ schema[name] }}{% endfor %}
-{% endif %}{% endmacro %}
+{% macro type(schema) -%}
+{%- if schema["$ref"] -%}<a href="#{{ schema["$ref"] | last_part }}">{{ schema["$ref"] | last_part }}</a>
+{%- elif schema.anyOf -%}
+{%- for each in schema.anyOf %}{{ " or " if not loop.first }}{{ type(each) }}{% endfor -%}
+{%- elif schema.const or schema.enum -%}{{ (schema.enum or [schema.const]) | join(" or ") }}
+{%- else -%}{{ schema.type or "anything" }}
+{%- if schema.get("items") %} of {{ type(schema.get("items")) }}{% endif -%}
+{%- for name, sign in bounds.items() if name in schema %}
+ {{ sign }} {{ "%g" | format(schema[name]) }}{% endfor -%}
+{%- endif -%}
+{%- endmacro %}
 <h1>{{ info.title }} {{ info.version }}</h1><p>{{ info.description }}</p>
 <p>Every request but this page, <code>/health</code> and <a href="/openapi.json">/openapi.json</a> needs the
 header <code>Authorization: Bearer TOKEN</code>.</p>
@@ -45,7 +47,7 @@ header <code>Authorization: Bearer TOKEN</code>.</p>
 {% if operation.requestBody %}
 {{ fields(operation.requestBody.content["application/json"].schema["$ref"] | last_part) }}{% endif %}
 <table><thead><tr><th>status</th><th>answer</th><th>when</th></tr></thead><tbody>
-{% for status, answer in operation.responses.items() %}<tr><td>{{ status }}</td><td>
+{% for status, answer in operation.responses | dictsort %}<tr><td>{{ status }}</td><td>
 {% for kind, content in answer.content.items() %}{{ kind }}: {{ type(content.schema) }}<br>{% endfor %}</td>
 <td>{{ answer.description }}</td></tr>{% endfor %}</tbody></table></section>
 {% endfor %}{% endfor %}

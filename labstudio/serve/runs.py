@@ -43,22 +43,16 @@ data: {"state": "finished"}
 
 def runs_router(service: Service) -> APIRouter:
     """The operations."""
-    router = APIRouter(tags=["runs"])
+    router = APIRouter(tags=["runs"], responses=error_responses(503))
 
-    @router.get(
-        "/runs",
-        summary="List the runs",
-        responses={200: {"model": RunList}, **error_responses(400, 401, 503)},
-    )
+    @router.get("/runs", summary="List the runs", response_model=RunList)
     async def list_all() -> Response:
         """List the training runs, oldest first, and how far each has come."""
         return JSONReply({"object": "list", "data": await asyncio.to_thread(_summaries, None)})
 
-    @router.get(
-        "/runs/{run_id}",
-        summary="Show a run",
-        responses={200: {"model": RunDetails}, **error_responses(400, 401, 404, 503)},
-    )
+    missing = error_responses(404)
+
+    @router.get("/runs/{run_id}", summary="Show a run", response_model=RunDetails, responses=missing)
     async def show(run_id: RunId) -> Response:
         """Tell how far a run has come, and what it was started with."""
         return JSONReply(await asyncio.to_thread(_details, run_id))
@@ -66,7 +60,8 @@ def runs_router(service: Service) -> APIRouter:
     @router.get(
         "/runs/{run_id}/samples",
         summary="Show what a run wrote",
-        responses={200: {"model": SampleList}, **error_responses(400, 401, 404, 503)},
+        response_model=SampleList,
+        responses=missing,
     )
     async def samples(run_id: RunId) -> Response:
         """List the texts that the model wrote while it was trained."""
@@ -77,7 +72,7 @@ def runs_router(service: Service) -> APIRouter:
         summary="Follow a run",
         responses={
             200: event_stream_response("Server-sent events.", EVENTS),
-            **error_responses(400, 401, 404, 429, 503),
+            **error_responses(404, 429),
         },
         response_class=Response,
     )

@@ -53,6 +53,10 @@ Stop = Annotated[
 ]
 
 
+def _with_example(**fields: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -111,13 +115,7 @@ class Sampling(_Request):
 class CompletionRequest(Sampling):
     """A text to continue."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "shipped", "prompt": "ROMEO.", "max_tokens": 40, "seed": 1, "stop": "\n\n"}
-            ]
-        }
-    )
+    model_config = _with_example(model="shipped", prompt="ROMEO.", max_tokens=40, seed=1, stop="\n\n")
 
     prompt: Prompt = Field(description="Text to continue, several of them, or token ids in their place.")
     max_tokens: int | None = Field(
@@ -155,20 +153,14 @@ class TextFormat(_Request):
 class ChatRequest(Sampling):
     """A conversation to answer."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"model": "smollm2", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 60}
-            ]
-        }
+    model_config = _with_example(
+        model="smollm2", messages=[{"role": "user", "content": "Hello!"}], max_tokens=60
     )
 
     messages: list[Message] = Field(
         min_length=1, max_length=1000, fail_fast=True, description="The conversation so far."
     )
-    max_tokens: int | None = Field(
-        None, ge=1, description="Tokens to write at most. Default: what the server allows."
-    )
+    max_tokens: int | None = Field(None, ge=1, description="Tokens to write. Default: the server's limit.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The same; it wins over max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of each token.")
     top_logprobs: int | None = Field(
@@ -205,27 +197,24 @@ class CompletionChoice(BaseModel):
     """One text."""
 
     index: int = Field(description="Its number: prompt number * n + number within the prompt.")
-    text: str = Field(
-        description="The text, without the prompt and the stop string; in a stream, the next piece."
-    )
+    text: str = Field(description="Without the prompt and the stop string; in a stream, the next part.")
     logprobs: CompletionLogprobs | None = Field(description="null unless asked for.")
-    finish_reason: Finish | None = Field(
-        description="stop: a stop string or the end of the text. length: max_tokens."
-    )
+    finish_reason: Finish | None = Field(description="stop: a stop string or the end. length: max_tokens.")
 
 
-class Completion(BaseModel):
-    """Continued texts; with stream, each event holds one of these with the next piece of one text."""
-
+class _Generated(BaseModel):
     id: str = Field(description="Name of this answer.", examples=["cmpl-5d0c"])
-    object: Literal["text_completion"] = Field(description="What this is.")
     created: int = Field(description="When, in seconds since 1970.")
     model: str = Field(description="Which model wrote.", examples=["shipped"])
     seed: int = Field(description="Ask with this seed to get the same texts again.")
+
+
+class Completion(_Generated):
+    """Continued texts; with stream, each event holds one of these with the next part of one text."""
+
+    object: Literal["text_completion"] = Field(description="What this is.")
     choices: list[CompletionChoice] = Field(description="The texts.")
-    usage: Usage | None = Field(
-        None, description="Tokens counted; in a stream only in a last event, if asked for."
-    )
+    usage: Usage | None = Field(None, description="Tokens; in a stream in a last event, if asked for.")
 
 
 class TokenLogprob(BaseModel):
@@ -261,19 +250,13 @@ class ChatChoice(BaseModel):
     index: int = Field(description="Its number.")
     message: Answer = Field(description="What the model says; in a stream, delta in its place.")
     logprobs: ChatLogprobs | None = Field(description="null unless asked for.")
-    finish_reason: Finish = Field(
-        description="stop: a stop string or the end of the answer. length: max_tokens."
-    )
+    finish_reason: Finish = Field(description="stop: a stop string or the end. length: max_tokens.")
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(_Generated):
     """Answers to a conversation; with stream, events of object chat.completion.chunk with a delta each."""
 
-    id: str = Field(description="Name of this answer.", examples=["chatcmpl-5d0c"])
     object: Literal["chat.completion"] = Field(description="What this is.")
-    created: int = Field(description="When, in seconds since 1970.")
-    model: str = Field(description="Which model wrote.", examples=["smollm2"])
-    seed: int = Field(description="Ask with this seed to get the same answers again.")
     choices: list[ChatChoice] = Field(description="The answers.")
     usage: Usage = Field(description="Tokens counted.")
 
@@ -289,10 +272,13 @@ class ModelCard(BaseModel):
     chat: bool = Field(description="Whether it was made for conversations.")
 
 
-class ModelList(BaseModel):
+class _List(BaseModel):
+    object: Literal["list"] = Field(description="What this is.")
+
+
+class ModelList(_List):
     """The models that can be asked: there is one."""
 
-    object: Literal["list"] = Field(description="What this is.")
     data: list[ModelCard] = Field(description="The models.")
 
 
@@ -316,10 +302,9 @@ class RunSummary(BaseModel):
     started: str | None = Field(description="When, local time in ISO 8601.")
 
 
-class RunList(BaseModel):
+class RunList(_List):
     """All runs, oldest first."""
 
-    object: Literal["list"] = Field(description="What this is.")
     data: list[RunSummary] = Field(description="The runs.")
 
 
@@ -337,10 +322,9 @@ class Sample(BaseModel):
     text: str | None = Field(description="What it wrote.")
 
 
-class SampleList(BaseModel):
+class SampleList(_List):
     """Samples of a run, oldest first."""
 
-    object: Literal["list"] = Field(description="What this is.")
     data: list[Sample] = Field(description="The samples.")
 
 
@@ -443,10 +427,9 @@ _MEANINGS: dict[int | str, str] = {
 }
 
 
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The errors of an operation."""
-    listed: list[int | str] = [*statuses, "4XX"]
-    return {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in listed}
+def error_responses(*statuses: int | str) -> dict[int | str, dict[str, Any]]:
+    """Some errors of an operation."""
+    return {status: {"model": ErrorReply, "description": _MEANINGS[status]} for status in statuses}
 
 
 def generation_responses(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -455,7 +438,7 @@ def generation_responses(model: type[BaseModel]) -> dict[int | str, dict[str, An
     parts = event_stream_response(
         "The texts; with stream, server-sent events with a part each, the last one [DONE].", example
     )
-    return {200: {"model": model, **parts}, **error_responses(400, 401, 404, 413, 415, 429, 503)}
+    return {200: {"model": model, **parts}, **error_responses(404, 413, 415, 429, 503)}
 
 
 def event_stream_response(description: str, example: str) -> dict[str, Any]:

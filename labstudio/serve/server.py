@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
                 ws="none",
                 loop="asyncio",
                 log_level="warning",
-                access_log=False,  # paths of requests are nobody's business
+                access_log=False,  # paths name runs, which are private
                 proxy_headers=False,
                 server_header=False,
                 limit_concurrency=config.connections,

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quoted_numbers import not_found, numbers_in, quoted
 
-from labcourse.journal import JOURNAL, LOG, RESULTS
+from labcourse.journal import RESULTS
 from labcourse.lesson import Lesson, lessons
+from labcourse.log import JOURNAL, LOG
 from labstudio.runs import kept_runs
 
 ROOT = Path(__file__).parents[2]

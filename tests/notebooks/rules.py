@@ -211,10 +211,16 @@ def tolerances(notebook: NotebookNode, path: Path) -> Iterator[str]:
         yield f"{tagged} cells have a tolerance of their own, more than {MAX_CLOSE_CELLS}"
 
 
-def threads(notebook: NotebookNode, path: Path) -> Iterator[str]:
+def processors(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """What a training leaves to the machine makes other numbers on the next one."""
     for cell in _code(notebook):
         for setting in re.findall(r"set_num_threads\(\d+\)|\bthreads=\d+|--threads \d+", cell.source):
             yield f"{_name(cell)}: {setting} does not follow OMP_NUM_THREADS: use torch.get_num_threads()"
+        for node in _syntax(cell):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("TrainConfig", "TrainConfig.preset"):
+                given = {keyword.arg for keyword in node.keywords}
+                for setting in sorted({"precision", "threads"} - given):
+                    yield f"{_name(cell)}: TrainConfig leaves {setting} to the machine: set it"
 
 
 def leaks(notebook: NotebookNode, path: Path) -> Iterator[str]:
@@ -340,7 +346,7 @@ RULES: tuple[Callable[[NotebookNode, Path], Iterator[str]], ...] = (
     cell_lengths,
     uncompared,
     tolerances,
-    threads,
+    processors,
     leaks,
     profile,
     described_figures,

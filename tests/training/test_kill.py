@@ -1,8 +1,8 @@
 """A training killed again and again (SIGKILL) and resumed ends bit for bit as one that never stopped.
 
-Each is killed ten times, a hundred times under `make soak` (LABKIT_SOAK=10).  Each kill falls on a random moment of one of four kinds:
-while the run starts (reads its checkpoint, drops rows), while a checkpoint is written, between two
-checkpoints, or after a SIGTERM, while the stopping run saves.
+Each is killed ten times, a hundred times under `make soak` (LABKIT_SOAK=10).  Each kill falls on a random
+moment of one of four kinds: while the run starts (reads its checkpoint, drops rows), while a checkpoint is
+written, between two checkpoints, or after a SIGTERM, while the stopping run saves.
 """
 
 from __future__ import annotations

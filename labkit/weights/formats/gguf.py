@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +20,12 @@ _MOST_STRINGS = 2**19
 """Bytes and strings in a header at most; Llama 3 has 0.4 million strings in 8 MB."""
 
 
-def read_gguf(path: str | Path) -> tuple[dict[str, Any], GGUFTensors]:
-    """The metadata of a GGUF file by name, and its tensors by name as float32.
+def read_gguf(path: str | Path) -> tuple[dict[str, Any], dict[str, PackedTensor]]:
+    """The metadata of a GGUF file by name, and its tensors by name, still packed.
 
-    A tensor is unpacked each time it is asked for, so ask once.  The header is read here and not by the
-    package `gguf`, which takes ten times as long and believes every count in it; the packed weights are
-    unpacked by that package.
-    Raises ValueError, naming the file, for what is damaged, cut short or no GGUF; a tensor in a packing that
-    `gguf` does not know raises it when asked for.
+    The header is read here and not by the package `gguf`, which takes ten times as long and believes every
+    count in it; the packed weights are unpacked by that package.
+    Raises ValueError, naming the file, for what is damaged, cut short or no GGUF.
     Source: the GGUF specification in the repository of ggml, versions 2 and 3.
     """
     path = Path(path)
@@ -37,8 +34,7 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], GGUFTensors]:
             start = file.read(4)
         if start != b"GGUF":
             raise ValueError(f"begins with {start!r}, not with b'GGUF'")
-        data = np.memmap(path, mode="c")
-        return _read(data)
+        return _read(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
     except (ValueError, struct.error) as error:
@@ -48,9 +44,10 @@ def read_gguf(path: str | Path) -> tuple[dict[str, Any], GGUFTensors]:
         ) from error
 
 
-def _read(data: np.memmap[Any, Any]) -> tuple[dict[str, Any], GGUFTensors]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, PackedTensor]]:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+    data = np.memmap(path, mode="c")
     header = _Header(data[:_MOST_HEADER].data, at=4)
     if (version := header.number(_UINT32)) not in (2, 3):
         raise ValueError(f"version {version}; known are 2 and 3, little-endian")
@@ -71,20 +68,39 @@ def _read(data: np.memmap[Any, Any]) -> tuple[dict[str, Any], GGUFTensors]:
     if not isinstance(alignment, int) or not 8 <= alignment <= 2**16 or alignment % 8:
         raise ValueError(f"general.alignment={alignment!r}")
     start = -(-header.at // alignment) * alignment
-    entries: dict[str, _Entry] = {}
+    tensors: dict[str, PackedTensor] = {}
     for name, shape, kind, offset in found:
         packing = GGMLQuantizationType(kind)
         block_size, block_bytes = GGML_QUANT_SIZES[packing]
-        if name in entries or 0 in shape or shape[-1] % block_size or offset % alignment:
+        if name in tensors or 0 in shape or shape[-1] % block_size or offset % alignment:
             raise ValueError(f"{name}, {shape} in {packing.name} at {offset}, is there twice or cannot be")
-        row_bytes = shape[-1] // block_size * block_bytes
-        end = start + offset + math.prod(shape[:-1]) * row_bytes
+        rows, row_bytes = math.prod(shape[:-1]), shape[-1] // block_size * block_bytes
+        begin, end = start + offset, start + offset + rows * row_bytes
         if end > len(data):
             raise ValueError(f"{name} ends at byte {end:,}, the file at {len(data):,}")
-        entries[name] = _Entry(packing, tuple(shape), (*shape[:-1], row_bytes), start + offset, end)
-    if sum(entry.end - entry.start for entry in entries.values()) > len(data):
+        packed = data[begin:end].reshape(*shape[:-1], row_bytes)
+        tensors[name] = PackedTensor(f"{path}: {name}", tuple(shape), packing, packed)
+    if sum(tensor.packed.size for tensor in tensors.values()) > len(data):
         raise ValueError("its tensors overlap")
-    return metadata, GGUFTensors(data, entries)
+    return metadata, tensors
+
+
+class PackedTensor(NamedTuple):
+    """A tensor as it lies in the file, which stays mapped."""
+
+    name: str
+    shape: tuple[int, ...]
+    packing: Any  # gguf.GGMLQuantizationType, which is imported where it is used
+    packed: np.ndarray[Any, Any]
+
+    def unpack(self) -> Tensor:
+        """As float32.  Raises ValueError for a packing that the package `gguf` does not know."""
+        from gguf.quants import dequantize
+
+        try:
+            return torch.from_numpy(dequantize(np.asarray(self.packed), self.packing))
+        except NotImplementedError as error:
+            raise ValueError(f"{self.name} cannot be unpacked: {error}.") from error
 
 
 class _Header:
@@ -130,41 +146,3 @@ class _Header:
             raise ValueError(f"kind of value {item} is not known in an array")
         packed = self.take(count * _SCALARS[item].size)
         return np.frombuffer(packed, "<" + _CODES[item]).tolist()
-
-
-class _Entry(NamedTuple):
-    """Where a tensor lies in the file, and how it is packed."""
-
-    packing: Any  # gguf.GGMLQuantizationType, which is imported where it is used
-    shape: tuple[int, ...]
-    packed_shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-class GGUFTensors(Mapping[str, Tensor]):
-    """The tensors of a file by name, each unpacked when it is asked for."""
-
-    def __init__(self, data: np.memmap[Any, Any], entries: Mapping[str, _Entry]) -> None:
-        self._data = data
-        self._entries = entries
-
-    def __getitem__(self, name: str) -> Tensor:
-        from gguf.quants import dequantize
-
-        entry = self._entries[name]
-        packed = np.asarray(self._data[entry.start : entry.end]).reshape(entry.packed_shape)
-        try:
-            return torch.from_numpy(dequantize(packed, entry.packing))
-        except NotImplementedError as error:
-            raise ValueError(f"{self._data.filename}: {name} cannot be unpacked: {error}.") from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def shapes(self) -> dict[str, Tensor]:
-        """What the tensors would be, without their content: on the meta device."""
-        return {name: torch.empty(entry.shape, device="meta") for name, entry in self._entries.items()}

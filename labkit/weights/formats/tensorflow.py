@@ -126,7 +126,7 @@ def _tensor(message: bytes, shard: Callable[[int], Tensor]) -> Tensor:
     kind, offset, size = (numbers.get(field, 0) for field in (1, 4, 5))
     allowed = ", ".join(f"{number} ({dtype})" for number, dtype in _DTYPES.items())
     _need(kind in _DTYPES, f"has TensorFlow's type {kind}. Save it anew as one of {allowed}.")
-    _need(7 not in parts, "is cut into slices. Save the checkpoint anew without partitioned variables.")
+    _need(7 not in parts, "is split into slices. Save the checkpoint anew without partitioned variables.")
     dims = _fields(b"".join(parts.get(2, [])))[1].get(2, [])
     _need(len(dims) <= 3, f"has {len(dims)} dimensions, but GPT-2's have at most 3. {_DAMAGED}")
     dtype, shape = _DTYPES[kind], [_fields(dim)[0].get(1, 0) for dim in dims]
@@ -221,7 +221,7 @@ for _ in range(8):
 
 
 def _masked_crc32c(data: bytes) -> int:
-    """Castagnoli's checksum, turned and shifted as LevelDB stores it."""
+    """Castagnoli's checksum, rotated and shifted as LevelDB stores it."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC[crc & 255 ^ byte] ^ crc >> 8

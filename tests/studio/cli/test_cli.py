@@ -177,7 +177,7 @@ def test_ctrl_c_saves_says_so_and_exits_with_130(
         ),
         ([*SMALL, "--context-length", "100000"], "are too few for context_length=100000"),
         ([*SMALL, "--device", "abacus"], "labkit: device 'abacus' cannot be used here"),
-        ([*SMALL, "--name", "a/b"], "labkit: Run: name='a/b' must be a plain folder name"),
+        ([*SMALL, "--name", "a/b"], "labkit: train: name='a/b' must be a plain folder name"),
         ([*SMALL, "--prompt", "£"], "labkit: Trainer: samples cannot start from prompt='£'"),
         ([*SMALL, "--positions", "alibi"], "alibi"),
         ([*SMALL, "--tokenizer", "words"], "words"),

@@ -199,16 +199,17 @@ def test_a_recipe_becomes_the_options_of_labkit_train(recipe: str, monkeypatch: 
 
 
 def test_no_text_becomes_another_option() -> None:
-    options = DEFAULTS | {"name": "--help", "corpus": "--init-from=x; rm -rf", "learning_rate": 0.002}
+    options = DEFAULTS | {"name": "help", "corpus": "--init-from=x; rm -rf", "learning_rate": 0.002}
     arguments = train_arguments(options)
-    assert "--name=--help" in arguments
+    assert "--name=help" in arguments
     assert "--corpus=--init-from=x; rm -rf" in arguments
     assert "--learning-rate=0.002" in arguments
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"name": "a/b"}, "name='a/b' must be a plain folder name"), ({"name": ".."}, "a plain folder name"),
+    [({"name": "a/b"}, "name='a/b' must be a plain folder name"), ({"name": "--help"}, "a plain folder name"),
+     ({"name": "a\n"}, "a plain folder name"), ({"name": ".."}, "a plain folder name"),
      ({"max_steps": 0}, "max_steps=0 must be at least 1"), ({"max_steps": "many"}, "max_steps='many' must"),
      ({"learning_rate": -1.0}, "learning_rate=-1.0 must be above 0"), ({"seed": 1.5}, "seed=1.5 must be"),
      ({"preset": "huge"}, "'huge' is not known"), ({"recipe": "magic"}, "'magic' is not known"),

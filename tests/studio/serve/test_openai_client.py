@@ -252,6 +252,17 @@ def test_conversations_that_cannot_be_answered_name_the_parameter(
     assert refused.value.param == param
 
 
+def test_half_a_utf_16_pair_in_a_conversation_is_refused(chat: Running) -> None:
+    with chat.http(headers={"Authorization": "Bearer another-token-of-the-tests"}) as client:
+        messages = b'[{"role": "user", "content": "a\\ud800"}]'
+        answer = client.post(
+            "/v1/chat/completions",
+            content=b'{"model": "talker", "messages": ' + messages + b"}",
+            headers={"Content-Type": "application/json"},
+        )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.content")
+
+
 def test_a_model_that_was_not_made_for_conversations_says_so(tiny: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="no chat template") as refused:
         tiny.openai().chat.completions.create(model="tiny", messages=HELLO)

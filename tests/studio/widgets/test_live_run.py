@@ -526,22 +526,19 @@ def test_a_trainer_that_has_taken_steps_does_not_start_anew() -> None:
 # Names, and who looks on
 
 
-@pytest.mark.parametrize(
-    "name", ["a b&\u202e\u200b𝔘", "[x]", "live-7", "<i>".replace("<", "").replace(">", "")]
-)
+@pytest.mark.parametrize("name", ["a b&𝔘", "[x]", "live-7", "<i>".replace("<", "").replace(">", "")])
 def test_odd_names_are_found_again_and_shown_as_text(name: str) -> None:
     run = interrupted(1, name=name)
     some = live(tiny(ids=IDS.flip(0)), name=name)
     assert (some.state, some.run) == ("offered", run)
-    shown = name.replace("\u202e", "U+202E").replace("\u200b", "U+200B")
-    assert some.name == shown
+    assert some.name == name
     some.resume()
     with pytest.raises(ValueError, match="other training or held-out text"):
         some.wait(60)
-    assert f"Run {shown} was trained with other" in some.error
+    assert f"Run {name} was trained with other" in some.error
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "<b>"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "<b>", "a\u202eb"])
 def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="must be a plain folder name"):
         live(name=name)

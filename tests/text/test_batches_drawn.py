@@ -3,53 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from labkit.text import TokenStream, WindowDataset, draws
+from labkit.text import TokenStream, WindowDataset
 from labkit.text.batches import ShuffledWindows
-from labkit.text.draws import draw_starts
-
-
-def drawn_one_by_one(seed: int, steps: range, high: int, count: int) -> np.ndarray:
-    return np.stack([np.random.default_rng([seed, step]).integers(0, high, size=count) for step in steps])
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    seed=st.one_of(st.integers(0, 9), st.integers(0, 2**70)),
-    first=st.one_of(st.integers(0, 10**6), st.integers(2**32 - 9, 2**32 + 9)),
-    high=st.one_of(st.integers(1, 10**7), st.integers(2**31, 2**33)),
-    count=st.integers(1, 13),
-)
-def test_draws_are_those_of_numpy(seed, first, high, count):
-    steps = range(first, first + 7)
-    drawn = draw_starts(seed, steps, high, count)
-    assert drawn.dtype == np.int64
-    np.testing.assert_array_equal(drawn, drawn_one_by_one(seed, steps, high, count))
-
-
-@pytest.mark.parametrize("high", [1, 2, 2**31 + 1, 2**32 - 1, 2**32])
-def test_draws_at_the_borders_are_those_of_numpy(high):
-    steps = range(300)
-    np.testing.assert_array_equal(
-        draw_starts(2**32 - 1, steps, high, 5), drawn_one_by_one(2**32 - 1, steps, high, 5)
-    )
-
-
-def test_only_steps_with_a_number_to_draw_again_are_drawn_alone(monkeypatch):
-    alone = []
-    real = draws._drawn_alone
-
-    def noted(seed, step, high, count):
-        alone.append(step)
-        return real(seed, step, high, count)
-
-    monkeypatch.setattr(draws, "_drawn_alone", noted)
-    draw_starts(0, range(1000), 2**20, 12)  # divides 2**32: nothing to draw again
-    assert alone == []
-    draw_starts(0, range(1000), 10**6, 12)  # 12 in 4,295: some three steps of a thousand
-    assert 0 < len(alone) < 30
 
 
 def test_the_crops_of_a_step_have_not_changed_since_runs_were_stored():
@@ -58,11 +14,9 @@ def test_the_crops_of_a_step_have_not_changed_since_runs_were_stored():
     assert stream.batch(12345)[0][:, 0].tolist() == [497195, 64612, 83740]
 
 
-@pytest.mark.parametrize("block", [1, 3, 10**6])
-def test_a_batch_does_not_depend_on_the_steps_before_it(block, monkeypatch):
+def test_a_batch_does_not_depend_on_the_steps_before_it():
     ids = np.arange(7, 1007, dtype=np.uint16)
     orderly, jumping = TokenStream(ids, 11, 4, seed=2), TokenStream(ids, 11, 4, seed=2)
-    jumping._block = block
     expected = {step: orderly.batch(step) for step in range(9)}
     for step in (8, 0, 3, 2, 8, 5):
         for got, want in zip(jumping.batch(step), expected[step], strict=True):

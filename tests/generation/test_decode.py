@@ -1,4 +1,4 @@
-"""The fast step computes what the model does."""
+"""Reading on with a cache computes what the model does, and rows that end or stay leave each other alone."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from changed_models import Averaging
 from torch import Tensor
 from torch.testing import assert_close
 from variants import CONTEXT, VARIANTS, VOCAB, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
-from labkit.generation import decoder as room
+from labkit.generation import decode as room
 from labkit.generation import draw, generate, generate_batch
-from labkit.generation.decoder import Decoder, flat_forward
+from labkit.generation.decode import CachedReader
 from labkit.model import KVCache
 
 PROMPTS = [torch.tensor(ids) for ids in ([3, 1, 4], [1], [5, 9, 2, 6, 5])]
@@ -25,48 +26,31 @@ def tokens(rows: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def steps_and_the_models(model: GPT, dtype: torch.dtype, rows: int = 3) -> tuple[Tensor, Tensor]:
-    decoder = Decoder(model, CONTEXT)
+    reader = CachedReader(model, CONTEXT)
     texts = PROMPTS[:rows]
-    logits = [decoder.read(texts)]
+    logits = [reader.prefill(texts)]
     expected = [torch.stack([model(text[None])[0, -1] for text in texts])]
     for number in range(5):
         new = tokens(len(texts), number)
         texts = [torch.cat([text, token[None]]) for text, token in zip(texts, new, strict=True)]
-        logits.append(decoder.step(new))
+        logits.append(reader.step(new))
         expected.append(torch.stack([model(text[None])[0, -1] for text in texts]))
     assert logits[0].dtype == dtype
     return torch.stack(logits), torch.stack(expected)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_flat_form_equals_the_model(name: str) -> None:
-    assert Decoder(variant(name), CONTEXT).flat
+def test_reading_on_equals_the_model(name: str) -> None:
     assert_close(*steps_and_the_models(variant(name), torch.float64))
     assert_close(*steps_and_the_models(variant(name), torch.float64, rows=1))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(("joined", "rows"), [(0, 3), (10**9, 3), (10**9, 1)])
-def test_so_it_does_with_onednn_and_with_separate_projections(
-    name: str, joined: int, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = []
-    onednn = room._onednn
-    monkeypatch.setattr(room, "_onednn", lambda *arguments: calls.append(1) or onednn(*arguments))
-    monkeypatch.setattr(room, "ONEDNN_SIZE", 0)
-    monkeypatch.setattr(room, "JOINED_SIZE", joined)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    found, expected = steps_and_the_models(variant(name).float(), torch.float32, rows)
-    assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert calls
-
-
 def test_a_row_that_is_dropped_leaves_the_others_as_they_are() -> None:
     model = variant("rotary")
-    whole, fewer = Decoder(model, CONTEXT), Decoder(model, CONTEXT)
+    whole, fewer = CachedReader(model, CONTEXT), CachedReader(model, CONTEXT)
     with torch.no_grad():
-        whole.read(PROMPTS)
-        fewer.read(PROMPTS)
+        whole.prefill(PROMPTS)
+        fewer.prefill(PROMPTS)
         for number in range(5):
             new = tokens(3, number)
             expected = whole.step(new)
@@ -94,38 +78,14 @@ def variant_with(model: GPT) -> GPT:
     return other
 
 
-def test_under_autocast_the_model_itself_is_called() -> None:
+def test_under_autocast_the_cache_is_in_half_precision() -> None:
     model = variant("llama").float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        decoder = Decoder(model, CONTEXT)
-        assert not decoder.flat
-        assert decoder.read(PROMPTS, copies=2).shape == (6, VOCAB)
-        assert decoder.cache.layers[0].keys.dtype == torch.bfloat16
-        assert decoder.step(tokens(6, 0)).shape == (6, VOCAB)
+        reader = CachedReader(model, CONTEXT)
+        assert reader.prefill(PROMPTS, copies=2).shape == (6, VOCAB)
+        assert reader.cache.layers[0].keys.dtype == torch.bfloat16
+        assert reader.step(tokens(6, 0)).shape == (6, VOCAB)
         assert len(generate(model, [3, 1], SampleConfig(max_new_tokens=20))) == 22
-
-
-class Doubled(torch.nn.Linear):
-    """What a learner might put in place of a layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def test_a_module_of_ones_own_is_called() -> None:
-    model = variant("gpt2")
-    other = Doubled(12, 48).double()
-    other.load_state_dict(model.blocks[1].mlp.up.state_dict())
-    model.blocks[1].mlp.up = other
-    assert not Decoder(model, CONTEXT).flat
-    assert_close(*steps_and_the_models(model, torch.float64))
-
-
-class Averaging(torch.nn.Module):
-    """Attention of a learner's own: every position takes the mean of all up to it. It knows no cache."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
 
 
 def test_attention_without_a_cache_writes_too() -> None:
@@ -146,15 +106,6 @@ def test_attention_without_a_cache_writes_too() -> None:
     assert len({len(text) for text in found}) > 2
 
 
-def test_hooks_see_every_token() -> None:
-    model, seen = variant("gpt2"), []
-    hook = model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
-    generate(model, [3, 1, 4], SampleConfig(max_new_tokens=4))
-    assert seen == [3, 1, 1, 1]
-    hook.remove()
-    assert Decoder(model, CONTEXT).flat
-
-
 def test_a_text_that_fits_takes_no_more_cache_than_it_needs() -> None:
     model = variant("gpt2", context_length=512)
     taken = []
@@ -171,18 +122,6 @@ def test_a_text_that_fits_takes_no_more_cache_than_it_needs() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_flat_form_reads_on_by_several_tokens_too(name: str) -> None:
-    model, ids = variant(name), torch.stack([tokens(9, row) for row in range(3)])
-    cache, flat = KVCache(model.config, 3, dtype=torch.float64), flat_forward(model)
-    at = torch.tensor([1, 3, 0])
-    with torch.no_grad():
-        flat(ids[:, :2], cache, at.clamp(max=1))
-        found = flat(ids[:, 2:6], cache, at)
-        assert_close(found, model(ids[:, :6])[torch.arange(3), at + 2])
-        assert_close(flat(ids[:, 6:7], cache, None), model(ids[:, :7])[:, -1])
-
-
-@pytest.mark.parametrize("name", VARIANTS)
 def test_the_loop_around_a_captured_step_writes_the_same_texts(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,9 +129,9 @@ def test_the_loop_around_a_captured_step_writes_the_same_texts(
     model, config = variant(name), SampleConfig(max_new_tokens=29, temperature=2, eos_id=4, n=2)
     expected = generate_batch(model, PROMPTS, config, seed=3)
     assert len({len(text) for text in expected}) > 2
-    original = Decoder.__init__
+    original = CachedReader.__init__
 
-    def as_on_a_gpu(self: Decoder, model: GPT, capacity: int) -> None:
+    def as_on_a_gpu(self: CachedReader, model: GPT, capacity: int) -> None:
         original(self, model, capacity)
         self.graph = True
 
@@ -201,8 +140,8 @@ def test_the_loop_around_a_captured_step_writes_the_same_texts(
         cache.clear()
         return lambda new: model(new[:, None], cache=cache)[:, 0]
 
-    monkeypatch.setattr(Decoder, "__init__", as_on_a_gpu)
-    monkeypatch.setattr(room, "graph_step", uncaptured)
+    monkeypatch.setattr(CachedReader, "__init__", as_on_a_gpu)
+    monkeypatch.setattr(room, "capture_step", uncaptured)
     found = generate_batch(model, PROMPTS, config, seed=3)
     assert [text.tolist() for text in found] == [text.tolist() for text in expected]
 
@@ -213,7 +152,7 @@ def test_the_captured_step_equals_the_model_on_a_gpu(name: str) -> None:
     model = variant(name).cuda()
     config = SampleConfig(max_new_tokens=29, top_k=7, n=2)
     prompts = [prompt.cuda() for prompt in PROMPTS]
-    assert Decoder(model, CONTEXT).graph
+    assert CachedReader(model, CONTEXT).graph
     on_gpu = generate_batch(model, prompts, config, seed=3)
     on_cpu = generate_batch(model.cpu(), PROMPTS, config, seed=3)
     assert [text.tolist() for text in on_gpu] == [text.tolist() for text in on_cpu]
