@@ -27,7 +27,7 @@ def sweep(
 ) -> int:
     """Run named experiments side by side and write their report.
 
-    The same command again goes on where it was stopped and skips what has finished.
+    The same command continues where it was stopped and skips what has finished.
 
     Args:
         file: A .toml file, or one that comes with labkit: report, base, scaling.
@@ -51,7 +51,7 @@ def sweep(
             watch=SweepTable(),
         )
     except KeyboardInterrupt:
-        print("Stopped; checkpoints are saved. The same command goes on from there.")
+        print("Stopped; checkpoints are saved. The same command continues from there.")
         return 130
     failed = table[table["state"] == "failed"]
     for _, each in failed.iterrows():

@@ -56,7 +56,7 @@ class Dashboard(Widget):
     """The runs of a folder: list, comparison, one run live, a form to start one, playground and explorer.
 
     root: the folder; where `labkit train` writes to when not given.  Trainings that are started here are
-    processes of their own: they go on when the page, the notebook or the dashboard is closed.
+    separate processes: they continue when the page, the notebook or the dashboard is closed.
     """
 
     _esm = javascript("charts", "dashboard_parts", "dashboard")
@@ -218,7 +218,7 @@ class FollowedRun(RunMonitor):
     """A RunMonitor whose buttons are for another process."""
 
     def follow(self, run: Run, job: Training | None, resumable: bool) -> None:
-        """Show what the run's folder holds by now.  job: the last process that a dashboard started for it."""
+        """Show what the run's folder holds now.  job: the last process that a dashboard started for it."""
         with self._lock, self.hold_sync():
             self.show_run(run)
             alive = job is not None and job.alive

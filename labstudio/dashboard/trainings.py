@@ -1,6 +1,6 @@
 """Trainings that a dashboard starts: the form, the arguments of `labkit train`, the processes.
 
-Each is a process of its own, known by a record on disk and a log.
+Each runs in its own process, known by a record on disk and a log.
 
 RUNS/.dashboard/<when>/   job.json  process id, when that process began, what was asked for
                           log.txt   all that it printed
@@ -116,7 +116,7 @@ _children: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True)
 class Training:
-    """A training as a process of its own, which goes on when the page is closed."""
+    """A training in its own process, which continues when the page is closed."""
 
     path: Path
     pid: int
@@ -125,7 +125,7 @@ class Training:
     what: str
     """The command as people read it."""
     resumed: str | None
-    """The run that it goes on with; None for a new one, whose name the log tells."""
+    """The run that it resumes; None for a new one, whose name is in the log."""
 
     @property
     def alive(self) -> bool:
@@ -194,9 +194,9 @@ def trainings(root: Path) -> list[Training]:
 
 
 def start_training(root: Path, home: Path, options: dict[str, Any]) -> Training:
-    """Start `labkit train` as a process of its own, in the folder `home`; its run comes to lie in `root`.
+    """Start `labkit train` in its own process, in the folder `home`; its run is recorded in `root`.
 
-    options: see `train_arguments`, whose ValueError is passed on.
+    options: see `train_arguments`, which raises ValueError for wrong ones.
     """
     arguments = train_arguments(options)
     return _start(
@@ -205,7 +205,7 @@ def start_training(root: Path, home: Path, options: dict[str, Any]) -> Training:
 
 
 def resume_training(root: Path, home: Path, run: Run) -> Training:
-    """Start `labkit resume` as a process of its own."""
+    """Start `labkit resume` in its own process."""
     return _start(root, home, ["resume", str(run.path.resolve())], f"resume {run.id}", run.id)
 
 

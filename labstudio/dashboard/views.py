@@ -121,7 +121,7 @@ def _points(curve: tuple[ArrayLike, ArrayLike]) -> list[list[float]]:
 
 
 def run_page(run: Run) -> dict[str, Any]:
-    """One run's settings and checkpoints, newest first, and whether `labkit resume` can go on with it."""
+    """One run's settings and checkpoints, newest first, and whether `labkit resume` can continue it."""
     checkpoints = checkpoints_table([run]).to_dict("records")
     resumable = False
     with suppress(OSError, ValueError):  # the table of runs says what is wrong

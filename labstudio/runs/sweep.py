@@ -1,4 +1,4 @@
-"""Running a sweep: every experiment and seed in a process of its own, one per device at a time."""
+"""Running a sweep: each experiment and seed in its own process, one per device at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 State = Literal["waiting", "running", "finished", "skipped", "stopped", "failed"]
-"""skipped: it had finished in an earlier sweep. stopped: asked to, with a checkpoint to go on from."""
+"""skipped: it had finished in an earlier sweep. stopped: on request, with a checkpoint to resume from."""
 
 RECORD, LOG = "sweep.json", "worker.log"
 _LOG_TAIL = 15
@@ -74,7 +74,7 @@ def sweep(
     of each, in runs of another name.  watch: is handed the jobs several times a second.
 
     A run that fails does not stop the others: its row has the state "failed" and the end of its output. Runs
-    that finished before are skipped, those cut off go on from their checkpoint. Ctrl-C lets all save one.
+    that finished before are skipped, interrupted ones resume from their checkpoint. Ctrl-C lets all save one.
     Raises SweepError before anything runs: for a wrong file, or a run made with other settings.
     """
     plan = read_sweep(file)
@@ -175,7 +175,7 @@ def _refuse_other_settings(job: SweepRun) -> None:
     if differing:
         raise SweepError(
             f"The run {job.run.id} was made with other settings: {'; '.join(differing)}. Give the experiment "
-            f"{job.experiment.name!r} another name, or delete the folder {job.run.path} to run it anew."
+            f"{job.experiment.name!r} another name, or delete the folder {job.run.path} to run it again."
         )
 
 
@@ -191,7 +191,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(plan: SweepFile, job: SweepRun) -> None:
-    """Write down what the run is in its sweep: all that its worker and the report need to know."""
+    """Record what the run is in its sweep: all that its worker and the report need."""
     each = job.experiment
     job.run.path.mkdir(parents=True, exist_ok=True)
     about = {
@@ -211,7 +211,7 @@ def _record(plan: SweepFile, job: SweepRun) -> None:
 
 
 def _ready(job: SweepRun) -> bool:
-    """Whether what it starts from is there; a job whose source will never be is failed."""
+    """Whether its source has finished; a run whose source never will has failed."""
     source = job.source
     if source is None or source.state in ("finished", "skipped"):
         return True

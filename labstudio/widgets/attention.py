@@ -214,7 +214,7 @@ class AttentionExplorer(Widget):
         return f"AttentionExplorer({self.model_name})"
 
     def read(self) -> None:
-        """Read the text anew, with what the model and the runs are by now."""
+        """Read the text again, with the current model and runs."""
         with self._lock:
             self._forget()
             self._update()

@@ -35,7 +35,7 @@ def shown(kind: type[traitlets.TraitType[Any, Any]]) -> Any:
 
 
 class Widget(anywidget.AnyWidget):
-    """A widget whose traits a thread may set too: it takes `_lock`, and so do the browser's messages."""
+    """A widget whose traits threads may set: they hold `_lock`, and so do messages from the browser."""
 
     def __init__(self, **state: Any) -> None:
         self._lock = threading.RLock()

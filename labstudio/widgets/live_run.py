@@ -1,4 +1,4 @@
-"""Training that goes on while the reader watches and steers it. Its view is static/run_monitor.js.
+"""Training in the background while the reader watches and steers it. Its view is static/run_monitor.js.
 
 States of a LiveRun:
 ready        nothing has begun              training, paused   a thread is at work
@@ -46,9 +46,8 @@ class LiveRun(RunMonitor):
     When the newest run of this name was interrupted, nothing is started: it is shown, and can be resumed from
     its last checkpoint or left as it is for a new run.
 
-    The training ends with the process; closing the widget stops it as `stop` does.  Until then it goes on,
-    whatever becomes of the page and of the variable.  One that is no longer at hand is stopped by another
-    LiveRun of the same name.
+    The training ends with the process; closing the widget stops it as `stop` does.  It continues when
+    the page is closed or the variable reassigned; then another LiveRun of the same name can stop it.
     """
 
     run: Run | None
@@ -89,7 +88,7 @@ class LiveRun(RunMonitor):
         self._show("ready" if self.run is None else "busy" if is_being_written(self.run) else "offered")
 
     def resume(self) -> None:
-        """Start, go on after a pause or a stop, or go on from the last checkpoint of an interrupted run."""
+        """Start, continue after a pause or a stop, or resume an interrupted run from its last checkpoint."""
         self._go("on")
 
     def step(self) -> None:
@@ -102,7 +101,7 @@ class LiveRun(RunMonitor):
             self._mode = "pause"
 
     def stop(self) -> None:
-        """Save a checkpoint and end the training; `resume` goes on from it, also in a new kernel.
+        """Save a checkpoint and end the training; `resume` continues from it, also in a new kernel.
 
         If another LiveRun of this process trains this run, that one ends.
         """
@@ -129,7 +128,7 @@ class LiveRun(RunMonitor):
             self.rate, self.error = float(factor), ""
 
     def start_anew(self) -> None:
-        """Leave the interrupted run as it is and train from the start, recorded as a run of its own.
+        """Leave the interrupted run as it is and train from the start, recorded as a new run.
 
         Raises RuntimeError for a trainer that has taken steps.
         """

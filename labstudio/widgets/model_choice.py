@@ -38,7 +38,7 @@ class ModelChoice:
         return list(self._sources)
 
     def look_again(self) -> None:
-        """Find the runs there are now, newest first; and load a run anew when it is next asked for."""
+        """Find the current runs, newest first; a run that was loaded is loaded again when next chosen."""
         runs = [run for run in reversed(list_runs()) if run.pointer("latest")][:NEWEST_RUNS]
         self._sources = self._fixed | {_run_name(run): run.load for run in runs}
         if self._last and self._last[0] not in self._fixed:

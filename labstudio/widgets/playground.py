@@ -128,7 +128,7 @@ class SamplingPlayground(Widget):
         return self._background.wait(timeout)
 
     def write(self) -> None:
-        """Write anew, with what the model and the runs are by now."""
+        """Write again, with the current model and runs."""
         self._choice.look_again()
         self.model_names = self._choice.names
         self._logits = None
@@ -139,7 +139,7 @@ class SamplingPlayground(Widget):
         self._background.cancellation.stopped.set()
 
     def draw(self, draws: int = 1000) -> None:
-        """Draw the first token so many times more, for the marks on the bars."""
+        """Draw the first token `draws` more times, for the marks on the bars."""
         for column, (_, stages) in self._good.items():
             before = getattr(self, "counts" + column)
             seed = self._seed + before.get("draws", 0)

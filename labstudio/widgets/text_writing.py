@@ -88,7 +88,7 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def start(self, work: Callable[[Cancellation], None], *, delay: float = 0) -> None:
-        """Run work in a thread, after so many seconds in which nothing else was started."""
+        """Run work in a thread, after `delay` seconds in which nothing else was started."""
         self.cancellation.replace()
         cancellation = self.cancellation = Cancellation()
 
@@ -111,7 +111,7 @@ class Background:
 def write_all(
     writings: list[Writing], cancellation: Cancellation, publish: Callable[[], None], *, every: float
 ) -> None:
-    """Write texts side by side until each has ended or is cancelled; publish every so many seconds."""
+    """Write texts side by side until each has ended or is cancelled; publish about every `every` seconds."""
     shown = time.monotonic()
     while not cancellation.stopped.is_set() and any(not writing.finish for writing in writings):
         for writing in writings:
