@@ -24,7 +24,7 @@ from labkit.model import (
     SinusoidalPositions,
     evaluating,
 )
-from labkit.model.layers import is_unchanged
+from labkit.model.layers import Dropout, is_unchanged
 
 Prompt = Tensor | Sequence[int]
 
@@ -368,7 +368,7 @@ def reader_for(model: GPT, capacity: int) -> CachedReader | UncachedReader:
 
 
 CAPTURED = {GPT, Block, CausalSelfAttention, MLP, LearnedPositions, SinusoidalPositions, RotaryPositions}
-CAPTURED |= {nn.ModuleList, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.Dropout}
+CAPTURED |= {nn.ModuleList, nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, Dropout}
 
 
 def can_capture(model: GPT) -> bool:

@@ -13,6 +13,7 @@ from labkit.config import GPTConfig
 from labkit.model.cache import KVCache
 from labkit.model.layers import (
     Block,
+    Dropout,
     LearnedPositions,
     SinusoidalPositions,
     build_norm,
@@ -57,7 +58,7 @@ class GPT(nn.Module):
             self.positions = LearnedPositions(config.context_length, config.d_model)
         elif config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(config.context_length, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.activation_checkpointing = False
         """While training, keep only each block's input and compute the rest again (Chen et al., 2016)."""
         rotary = build_rotary(config)  # one table serves every layer

@@ -114,12 +114,12 @@ def check_starts(start: int | Tensor, batch: int) -> None:
 def _rows(table: Tensor, seq: int, start: int | Tensor) -> Tensor:
     """seq rows of the table from start on: (seq, features), or (batch, seq, features) where starts differ."""
     if isinstance(start, Tensor):
-        return table[start[:, None] + torch.arange(seq, device=table.device)]
+        return table[start[:, None] if seq == 1 else start[:, None] + torch.arange(seq, device=table.device)]
     if not 0 <= start <= len(table) - seq:
         raise ValueError(
             f"Positions {start} to {start + seq - 1} do not fit context_length={len(table)}; the first is 0."
         )
-    return table[start : start + seq]
+    return table.narrow(0, start, seq)
 
 
 def _counts(end: int, step: int = 1) -> Tensor:
@@ -153,7 +153,8 @@ class CausalSelfAttention(nn.Module):
 
     def split_heads(self, x: Tensor) -> Tensor:
         """(batch, seq, heads * head_dim) to (batch, heads, seq, head_dim)."""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        batch, seq, _ = x.shape
+        return x.reshape(batch, seq, -1, self.head_dim).transpose(1, 2)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         q = self.split_heads(self.query(x))  # (batch, n_heads, seq, head_dim)
@@ -164,8 +165,7 @@ class CausalSelfAttention(nn.Module):
             q, k = self.rotary(q, start), self.rotary(k, start)
         mask, causal = None, True
         if cache is not None:
-            mask = cache.shared.mask
-            causal = cache.shared.length == 0 and mask is None
+            mask, causal = cache.shared.mask, cache.shared.causal
             k, v = cache.append(k, v)  # (batch, kv_heads, slots, head_dim)
         # softmax(q k^T / sqrt(head_dim) + causal mask) v, without holding the scores.
         dropout = self.attention_dropout if self.training else 0.0
@@ -180,6 +180,13 @@ def build_norm(config: GPTConfig) -> nn.Module:
     if config.norm == "rmsnorm":
         return nn.RMSNorm(config.d_model, eps=config.norm_eps)
     return nn.LayerNorm(config.d_model, eps=config.norm_eps, bias=config.bias)
+
+
+class Dropout(nn.Dropout):
+    """Zero a share of the numbers while training; while evaluating, x itself, at no cost."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x
 
 
 class MLP(nn.Module):
@@ -221,7 +228,7 @@ class Block(nn.Module):
         self.attention = CausalSelfAttention(config, rotary)
         self.norm2 = build_norm(config)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         normed = self.norm1(x)  # attention of your own, without a cache, works too

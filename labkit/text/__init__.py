@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from labkit.text.cleaning import CorpusError
     from labkit.text.corpus import Corpus, Document, build_tokenizer, check_split, load_corpus
     from labkit.text.encode import EncodedText, encode_folder, is_encoded
-    from labkit.text.published import PublishedTokenizer, UnsupportedTokenizerError
-    from labkit.text.published_files import load_published_tokenizer, tokenizer_from_gguf
-    from labkit.text.published_saving import save_published_tokenizer
-    from labkit.text.tokenizer import END_OF_TEXT, CharTokenizer, Tokenizer, load_tokenizer
+    from labkit.text.hf import (
+        HFTokenizer,
+        load_published_tokenizer,
+        load_tokenizer,
+        save_published_tokenizer,
+        tokenizer_from_gguf,
+    )
+    from labkit.text.tokenizers import END_OF_TEXT, CharTokenizer, Tokenizer, UnsupportedTokenizerError
 
 _HOME = {
     "assets": ("ASSETS", "AssetError", "asset_path", "cache_dir", "fetch", "use_offline_tiktoken"),
@@ -43,10 +47,11 @@ _HOME = {
     "cleaning": ("CorpusError",),
     "corpus": ("Corpus", "Document", "build_tokenizer", "check_split", "load_corpus"),
     "encode": ("EncodedText", "encode_folder", "is_encoded"),
-    "published": ("PublishedTokenizer", "UnsupportedTokenizerError"),
-    "published_files": ("load_published_tokenizer", "tokenizer_from_gguf"),
-    "published_saving": ("save_published_tokenizer",),
-    "tokenizer": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "load_tokenizer"),
+    "hf": (
+        *("HFTokenizer", "load_published_tokenizer", "load_tokenizer"),
+        *("save_published_tokenizer", "tokenizer_from_gguf"),
+    ),
+    "tokenizers": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "UnsupportedTokenizerError"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -62,7 +67,7 @@ __all__ = [
     "Document",
     "EncodedText",
     "GPT2Tokenizer",
-    "PublishedTokenizer",
+    "HFTokenizer",
     "SequenceDataset",
     "ShuffledWindows",
     "TokenStream",

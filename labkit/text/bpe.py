@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import regex  # type: ignore[import-untyped]
@@ -24,7 +24,7 @@ import tiktoken
 from tqdm.auto import tqdm
 
 from labkit.text.assets import ASSETS, use_offline_tiktoken
-from labkit.text.tokenizer import END_OF_TEXT, Tokenizer, _refuse_surrogates
+from labkit.text.tokenizers import END_OF_TEXT, Tokenizer, refuse_surrogates
 
 # GPT-2's: contractions, words, numbers and marks, each with one space before it, and runs of white
 # space. The possessive ++ changes no result, it only keeps long runs from costing quadratic time.
@@ -44,12 +44,11 @@ Pair = tuple[int, int]
 
 
 class _ByteLevelTokenizer(Tokenizer):
-    """What tiktoken does, behind the interface of `Tokenizer`."""
+    """What tiktoken does, behind the interface of `Tokenizer`: long texts in blocks, several by threads."""
 
     _encoding: tiktoken.Encoding
-
-    def _encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+    _quick_encoding: tiktoken.Encoding
+    """The same merges behind _QUICK_PATTERN."""
 
     def token_bytes(self, token_id: int) -> bytes:
         self._check_id(token_id)
@@ -57,13 +56,6 @@ class _ByteLevelTokenizer(Tokenizer):
 
     def decode(self, ids: Any) -> str:
         return self._encoding.decode(self._checked_ids(ids), errors="replace")
-
-
-class _CutByPattern(_ByteLevelTokenizer):
-    """What GPT-2's PATTERN cuts: long texts in blocks, and several texts by several threads."""
-
-    _quick_encoding: tiktoken.Encoding
-    """The same merges behind _QUICK_PATTERN."""
 
     def _encode(self, text: str) -> np.ndarray:
         return np.concatenate([self._encode_block(block) for block in _blocks(text)])
@@ -80,13 +72,14 @@ class _CutByPattern(_ByteLevelTokenizer):
         return encoding.encode_to_numpy(text, disallowed_special=())
 
 
-class BPETokenizer(_CutByPattern):
+class BPETokenizer(_ByteLevelTokenizer):
     """Byte-level BPE: ids 0 .. 255 are the bytes, then one id per merge, then the end of a text.
 
     merges: pairs of ids in the order they were learned, each of ids that exist by then.
     """
 
     name = "bpe"
+    kinds = ("bpe",)
     eos_id: int
 
     def __init__(self, merges: Iterable[Pair]) -> None:
@@ -118,7 +111,7 @@ class BPETokenizer(_CutByPattern):
         return {"kind": "bpe", "merges": [f"{shown[left]} {shown[right]}" for left, right in self.merges]}
 
     @classmethod
-    def _from_definition(cls, definition: dict[str, Any]) -> BPETokenizer:
+    def _from_definition(cls, definition: dict[str, Any]) -> Self:
         ids = {character: byte for byte, character in _printable_bytes().items()}
         merges = []
         for line in definition["merges"]:
@@ -128,10 +121,11 @@ class BPETokenizer(_CutByPattern):
         return cls(merges)
 
 
-class GPT2Tokenizer(_CutByPattern):
+class GPT2Tokenizer(_ByteLevelTokenizer):
     """GPT-2's byte-level BPE: 50,257 ids, the last one the end of a text. Needs no network."""
 
     name = "gpt2"
+    kinds = ("gpt2",)
     eos_id: int
 
     def __init__(self) -> None:
@@ -145,7 +139,7 @@ class GPT2Tokenizer(_CutByPattern):
         return {"kind": "gpt2", "files": ASSETS["gpt2-tokenizer"].digest}
 
     @classmethod
-    def _from_definition(cls, definition: dict[str, Any]) -> GPT2Tokenizer:
+    def _from_definition(cls, definition: dict[str, Any]) -> Self:
         return cls()
 
 
@@ -165,7 +159,7 @@ def train_bpe(texts: str | Iterable[str], vocab_size: int, *, progress: bool = T
     counts: Counter[str] = Counter()
     cut = regex.compile(PATTERN)
     for text in texts:
-        _refuse_surrogates(text, "train_bpe")
+        refuse_surrogates(text, "train_bpe")
         counts.update(cut.findall(text))
     # Each distinct pre-token once, with how often it occurs: some 40,000 instead of a million.
     words = [list(word.encode()) for word in counts]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from labkit.text.tokenizer import Tokenizer
+from labkit.text.tokenizers import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 MAX_CHARACTERS = 10_000_000

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas
     from torch import Tensor
 
-    from labkit.text.tokenizer import Tokenizer
+    from labkit.text.tokenizers import Tokenizer
 
 SPLITS = ("train", "val", "test")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -186,7 +186,7 @@ def build_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
     Raises ValueError for another name.
     """
     from labkit.text.bpe import GPT2Tokenizer, train_bpe
-    from labkit.text.tokenizer import CharTokenizer
+    from labkit.text.tokenizers import CharTokenizer
 
     if name == "char":
         return CharTokenizer.from_text(corpus.text("all"))

@@ -33,7 +33,8 @@ from labkit.io import write_text_atomically
 from labkit.text.bpe import GPT2Tokenizer, train_bpe
 from labkit.text.cleaning import CorpusError, decode_text
 from labkit.text.corpus import text_files
-from labkit.text.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from labkit.text.hf import load_tokenizer
+from labkit.text.tokenizers import CharTokenizer, Tokenizer
 
 FORMAT = "labkit-ids-1"
 BLOCK = 2**21

@@ -186,7 +186,7 @@ def _disk(plan: Plan) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """The folder itself, or the nearest parent that exists."""
     return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
 
 
@@ -293,7 +293,7 @@ def _optimizer(plan: Plan) -> Finding:
 
 
 def _causal_mask(plan: Plan) -> Finding:
-    """Change each token in turn: what the model says before it must stay, what it says there must not."""
+    """Change each token in turn: the logits before it must stay the same, those at it must change."""
     heads, seq = 4, 8
     config = dataclasses.replace(
         plan.model,

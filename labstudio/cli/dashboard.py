@@ -39,7 +39,7 @@ def dashboard(
     Only this machine can open the page, and its address carries a token. Anyone with the token can start,
     stop and resume trainings, try every model in the folder, and through a training read any text that you
     can read; they cannot run programs of their own. Ctrl-C ends the dashboard (exit code 0); trainings that
-    it started go on.
+    it started continue.
 
     Args:
         runs: Folder of runs; the one that `labkit train` writes to when not given.

@@ -159,7 +159,7 @@ def choose_texts(sources: list[str], corpus: str | None, split: Split | None, co
     """What to evaluate models on.
 
     sources: the model, and the one to compare it with.  corpus: its own texts when not given, Shakespeare
-    for a model that is no run.  split: what is held out when not given, or all of a text of the user's own.
+    for a model that is not a run.  split: what was held out when not given, or all of your own text.
     Raises ValueError, with the way out, where there is no such text.
     """
     own = trained_on(sources[0])
@@ -233,7 +233,7 @@ def _same(first: str, second: str) -> bool:
 
 
 def _note(source: str, corpus: str, split: Split) -> str:
-    """What to bear in mind where a model may have read the texts."""
+    """A warning when a model may have been trained on the texts; empty otherwise."""
     own = trained_on(source)
     if own is None:
         return f"It is not known what {source} was trained on; it may have read these texts."

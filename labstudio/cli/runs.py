@@ -42,8 +42,8 @@ def show(run: Positional[RunName]) -> int:
         run: Its name or folder.
     """
     from labkit.training import Run
-    from labstudio.runs.run_history import thinned
-    from labstudio.runs.run_views import checkpoints_table, evaluations_table, run_settings, runs_table
+    from labstudio.runs.history import thinned
+    from labstudio.runs.tables import checkpoints_table, evaluations_table, run_settings, runs_table
 
     opened = Run.open(run)
     opened.config()  # says what to do where it is damaged
@@ -79,7 +79,7 @@ def compare(names: Positional[RunNames], figure: Path | None = None) -> int:
         figure: The PNG with the curves; runs-compare.png beside the runs when not given.
     """
     from labkit.training import Run, runs_dir
-    from labstudio.runs.run_views import compare_runs, comparison_curves, comparison_warnings
+    from labstudio.runs.tables import compare_runs, comparison_curves, comparison_warnings
 
     if len(names) < 2:
         raise ValueError("runs compare: name two runs or more. `labkit runs` lists them.")

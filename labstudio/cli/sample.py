@@ -39,7 +39,7 @@ class SampleOptions(SampleConfig):
     """How text is drawn. Filters work in this order: repetition penalty, temperature, top-k, top-p, min-p."""
 
     def __post_init__(self) -> None:
-        """Leave the checks to SampleConfig, whose messages need no frame."""
+        """Leave the checks to SampleConfig: its messages are printed without tyro's frame."""
 
 
 DEFAULTS = SampleOptions()
@@ -99,7 +99,7 @@ def write(
     """Print prompt and continuation as it is written; settings.n of them one after another.
 
     chat: the prompt is a message, and only the answer is printed.
-    All are written at once; the first that is not finished is shown as it grows.
+    All are generated together; the first unfinished one is shown as it grows.
     """
     from labkit.generation import stream_tokens
     from labkit.text import encode_chat

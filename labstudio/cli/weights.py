@@ -17,7 +17,7 @@ Source = Annotated[str, tyro.conf.arg(metavar="SOURCE")]
 
 
 def import_model(source: Positional[Source], name: Name = None, table: Switch = False) -> int:
-    """Make a published model a run of its own: to write with, to begin a training from.
+    """Import a published model as a run: to write with, or to start a training from.
 
     Args:
         source: A published model's name (gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2, owner/name), or a

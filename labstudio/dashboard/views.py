@@ -1,4 +1,4 @@
-"""What the dashboard draws of runs, as numbers and texts that JSON can hold; nothing in the texts hides."""
+"""What the dashboard draws of runs, as numbers and text for JSON, with hidden characters made visible."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from labkit.training import Run, list_runs
-from labstudio.runs.run_history import thinned
-from labstudio.runs.run_views import (
+from labstudio.runs.history import thinned
+from labstudio.runs.tables import (
     RUNNING_WITHIN,
     checkpoints_table,
     compare_runs,
@@ -37,7 +37,7 @@ Signature = tuple[object, ...]
 
 
 class RunsList:
-    """The runs of a folder as rows of a table; of runs whose files have not changed nothing is read again."""
+    """The runs of a folder as rows of a table; only runs whose files changed are read again."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,7 +56,7 @@ class RunsList:
         return [row for _, row in self._rows.values()]
 
     def find(self, name: object) -> Run:
-        """The run that is shown under a name.  Raises ValueError where it is gone."""
+        """The run that is shown under a name.  Raises ValueError when it is gone."""
         run = self.runs.get(name) if isinstance(name, str) else None
         if run is None:
             raise ValueError(f"There is no run {name!r} any more.")
@@ -64,7 +64,7 @@ class RunsList:
 
 
 def signature(run: Run) -> Signature:
-    """Changes when the run's files do, and when it has been still for so long that it counts as stopped."""
+    """Changes when the run's files change, or when it has been idle so long that it counts as stopped."""
     files = [run.path / name for name in ("config.json", "metrics.jsonl", "samples.jsonl", "checkpoints")]
     states = [file.stat() for file in files if file.exists()]
     newest = max((state.st_mtime for state in states), default=0.0)
@@ -93,7 +93,7 @@ def plain(value: Any) -> Any:
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """How runs differ: a table whose rows are settings and results, curves, and what does not compare."""
+    """How runs differ: a table of settings and results, curves, and warnings about what does not compare."""
     table = compare_runs(runs).T
     table = table[table.notna().any(axis="columns")]
     names = [HEADERS.get(name, unhidden(name)) for name in table.index]
@@ -121,7 +121,7 @@ def _points(curve: tuple[ArrayLike, ArrayLike]) -> list[list[float]]:
 
 
 def run_page(run: Run) -> dict[str, Any]:
-    """One run's settings and checkpoints, newest first, and whether `labkit resume` can go on with it."""
+    """One run's settings and checkpoints, newest first, and whether `labkit resume` can continue it."""
     checkpoints = checkpoints_table([run]).to_dict("records")
     resumable = False
     with suppress(OSError, ValueError):  # the table of runs says what is wrong
@@ -139,7 +139,7 @@ def run_page(run: Run) -> dict[str, Any]:
 
 
 def find_checkpoint(run: Run, name: object) -> Path:
-    """The checkpoint folder that is shown under a name.  Raises ValueError where it is gone."""
+    """The checkpoint folder that is shown under a name.  Raises ValueError when it is gone."""
     for path in run.checkpoints_path.glob("*step-*"):
         if unhidden(path.name) == name:
             return path

@@ -1,4 +1,4 @@
-"""How training goes: the one way in which losses of one run or of many are drawn."""
+"""Losses during training, of one run or of many: every figure of them is drawn here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from labstudio.figures.base import COLOURS, LINES, new_figure
 
 SMOOTH = 20
-"""The training loss is drawn as the mean of so many steps."""
+"""Steps that the training loss is averaged over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ def draw_losses(
     """Draw each run in a colour and line style of its own, held-out losses with a mark at each evaluation.
 
     training and held_out may be the same axes: then colours tell the two losses apart, and line styles the
-    runs.  smooth: steps of which the training loss is the mean.  perplexity: exp of the losses.
+    runs.  smooth: steps that the training loss was averaged over.  perplexity: exp of the losses.
     """
     together = training is held_out
     for number, curve in enumerate(curves):

@@ -214,7 +214,7 @@ class _Entry:
                 self.fail(f"train.freeze: no parameter's name begins with {prefix!r}. There are {tops}.")
 
     def check_references(self, experiments: dict[str, Experiment]) -> None:
-        """Raise SweepError where another experiment is named that is not there, or cannot be used so."""
+        """Raise SweepError for a reference to an experiment that does not exist or cannot be used."""
         here = experiments[self.name]
         for word, other in (("against", here.against), ("init_from", here.init_from)):
             if other is not None and other not in experiments:

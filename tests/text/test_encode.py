@@ -383,7 +383,7 @@ def test_a_damaged_folder_is_named(name, change, message, tmp_path):
 
 @pytest.mark.parametrize("state", ["index.json", "progress.json"])
 def test_a_folder_of_the_old_layout_is_refused_with_the_way_out(state, texts, tmp_path):
-    """One file for every 2**24 ids, as up to December 2026."""
+    """One file for every 2**24 ids."""
     old = tmp_path / "old"
     old.mkdir()
     for name in ("shard-00000.npy", "documents-00000.npy"):

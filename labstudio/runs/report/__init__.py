@@ -6,13 +6,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from labkit.io import output_dir
-from labstudio.runs.report.entries import entry_parts, log_entries
 from labstudio.runs.report.figures import save_figures
 from labstudio.runs.report.observations import changes, observations
 from labstudio.runs.report.outcomes import Outcome, read_outcomes, results_table
 from labstudio.runs.report.sections import (
     data_section,
+    entry_parts,
     figures_section,
+    log_entries,
     model_section,
     plain,
     results_section,

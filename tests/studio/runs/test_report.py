@@ -26,7 +26,7 @@ from labstudio.runs.report import (
 )
 from labstudio.runs.report.figures import topics
 from labstudio.runs.report.observations import direction, judgement
-from labstudio.runs.sweep import plan_jobs
+from labstudio.runs.sweep import plan_runs
 from labstudio.runs.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -249,7 +249,7 @@ def test_the_runs_that_are_kept_have_the_settings_and_the_words_of_their_files(
     kept = kept_runs()
     for path in kept.glob(f"{sweep}-*"):
         shutil.copytree(path, out / "runs" / path.name)
-    jobs = plan_jobs(read_sweep(sweep))  # refuses runs that were made with other settings
+    jobs = plan_runs(read_sweep(sweep))  # refuses runs that were made with other settings
     assert {job.run.id for job in jobs} == {path.name for path in kept.glob(f"{sweep}-*")}
     for job in jobs:
         now, then = (

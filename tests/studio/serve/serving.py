@@ -14,7 +14,7 @@ import torch
 from fastapi import FastAPI
 
 from labkit import GPT, GPTConfig
-from labkit.text import CharTokenizer, PublishedTokenizer
+from labkit.text import CharTokenizer, HFTokenizer, tokenizer_from_gguf
 from labkit.text.bpe import _printable_bytes
 from labstudio.serve import ServeConfig, create_app
 from labstudio.serve.server import Server, listen
@@ -38,19 +38,20 @@ def tiny_model(vocab_size: int, seed: int = 0) -> GPT:
     return model
 
 
-def chat_tokenizer() -> PublishedTokenizer:
+def chat_tokenizer() -> HFTokenizer:
     """Byte-level, with a chat template."""
-    special = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
-    pieces = [*_printable_bytes().values(), "Ġt", "he", "Ġthe"]
-    return PublishedTokenizer(
-        {piece: number for number, piece in enumerate(pieces, start=3)},
-        [("Ġ", "t"), ("h", "e"), ("Ġt", "he")],
-        pattern="smollm",
-        special=special,
-        eos="<|im_end|>",
-        bos="<|im_start|>",
-        chat_template=TEMPLATE,
-    )
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_printable_bytes().values(), "Ġt", "he", "Ġthe"]
+    metadata = {
+        "ggml.model": "gpt2",
+        "ggml.pre": "smollm",
+        "ggml.tokens": tokens,
+        "ggml.token_type": [3] * 3 + [1] * (len(tokens) - 3),
+        "ggml.merges": ["Ġ t", "h e", "Ġt he"],
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "chat_template": TEMPLATE,
+    }
+    return tokenizer_from_gguf({f"tokenizer.{key}": value for key, value in metadata.items()})
 
 
 def tiny_app(**settings: Any) -> FastAPI:

@@ -29,8 +29,8 @@ from labkit.training import (
     load_checkpoint,
 )
 from labstudio import LiveRun
-from labstudio.runs.run_lookup import FRONT_ENDS, is_live
 from labstudio.widgets import live_run
+from labstudio.widgets.live_run import FRONT_ENDS, is_live
 
 TEXT = "to be or not to be, that is the question; " * 12
 TOKENIZER = CharTokenizer.from_text(TEXT)

@@ -19,9 +19,9 @@ from labkit.generation import Token, complete, next_token_probabilities
 from labkit.text import CharTokenizer, GPT2Tokenizer
 from labkit.training import Run, RunRecorder
 from labstudio import SamplingPlayground
-from labstudio.figures.sampling_stages import next_token_logits
+from labstudio.figures.sampling import next_token_logits
 from labstudio.visible import token_label
-from labstudio.widgets.playground_writer import Writing
+from labstudio.widgets.text_writing import Writing
 
 
 class Endless(CharTokenizer):

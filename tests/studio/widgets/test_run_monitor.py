@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.training import Run
-from labstudio.runs.run_history import POINTS, SAMPLES, running_mean, thinned, tokens_per_second
+from labstudio.runs.history import POINTS, SAMPLES, running_mean, thinned, tokens_per_second
 from labstudio.widgets import RunMonitor
 
 

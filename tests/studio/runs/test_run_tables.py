@@ -13,7 +13,7 @@ import pytest
 
 from labkit.training import Run
 from labstudio.runs import checkpoints_table, compare_runs, comparison_curves, runs_table
-from labstudio.runs.run_views import comparison_warnings, evaluations_table, run_settings
+from labstudio.runs.tables import comparison_warnings, evaluations_table, run_settings
 
 LOSSES = {0: 4.0, 2: 3.0, 4: 2.0, 6: 2.5}
 

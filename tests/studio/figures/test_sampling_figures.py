@@ -17,7 +17,7 @@ from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import next_token_probabilities
 from labkit.text import CharTokenizer, GPT2Tokenizer
 from labstudio.figures import new_figure, next_token_table, sampling_stages, stage_bars
-from labstudio.figures.sampling_stages import draw_counts, next_token_logits
+from labstudio.figures.sampling import draw_counts, next_token_logits
 from labstudio.visible import token_label
 
 TOKENIZER = CharTokenizer.from_text("to be, or not <b>&\n ")

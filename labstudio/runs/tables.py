@@ -86,7 +86,7 @@ def comparison_warnings(runs: Sequence[Run]) -> list[str]:
 def loss_curve(run: Run, *, smooth: int = SMOOTH) -> LossCurve:
     """A run's losses over the tokens it was trained on; empty where they cannot be read.
 
-    smooth: the training loss is the mean of so many steps.
+    smooth: steps that the training loss is averaged over.
     """
     with suppress(*_DAMAGED):
         steps, evaluations = run.metrics("step"), run.metrics("evaluation")
@@ -101,7 +101,7 @@ def loss_curve(run: Run, *, smooth: int = SMOOTH) -> LossCurve:
 def comparison_curves(runs: Sequence[Run], *, smooth: int = SMOOTH) -> Figure:
     """Held-out and training loss of several runs over the tokens they were trained on.
 
-    smooth: the training loss is the mean of so many steps.  A run that cannot be read has no curve.
+    smooth: steps that the training loss is averaged over.  A run that cannot be read has no curve.
     """
     figure = new_figure(2, width=12, height=4)
     held_out, training = figure.axes
@@ -116,7 +116,7 @@ def comparison_curves(runs: Sequence[Run], *, smooth: int = SMOOTH) -> Figure:
 
 
 def checkpoints_table(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per checkpoint folder, oldest first: its held-out loss, its size, what it is to its run.
+    """One row per checkpoint folder, oldest first: its held-out loss, size and state.
 
     state: latest, best, damaged, temporary (being written or replaced), "unreadable: why", or empty.
     """

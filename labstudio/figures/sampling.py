@@ -90,7 +90,7 @@ def entropy_bits(probabilities: Tensor) -> float:
 
 
 def draw_counts(probabilities: Tensor, draws: int, *, seed: int) -> Tensor:
-    """How often each token comes up in so many independent draws from (vocab,) probabilities."""
+    """How often each token comes up in `draws` independent draws from (vocab,) probabilities."""
     uniforms = torch.rand(draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return torch.bincount(draw(probabilities.cpu(), uniforms), minlength=len(probabilities))
 

@@ -13,7 +13,7 @@ import numpy as np
 from labkit.io import Tail
 from labkit.training import Run
 from labstudio.figures.losses import SMOOTH
-from labstudio.runs.run_views import RUNNING_WITHIN
+from labstudio.runs.tables import RUNNING_WITHIN
 from labstudio.visible import unhidden
 
 POINTS = 400
@@ -36,11 +36,11 @@ class RunHistory:
         self._evaluations: list[list[float]] = []
         self._samples: list[dict[str, Any]] = []
         self.problem = ""
-        """What keeps the run from being read, in words."""
+        """Why the run cannot be read; empty when it can."""
         self.total_steps = 0
 
     def read(self) -> None:
-        """Take in new rows; a file that was rewound is read anew.  What goes wrong is said in `problem`."""
+        """Take in new rows; a rewritten file is read from the start.  Errors are described in `problem`."""
         try:
             self.problem = ""
             if not self.total_steps:
@@ -95,7 +95,7 @@ class RunHistory:
         return [_numbers(np.array(self._evaluations[place][:3])) for place in places]
 
     def samples(self) -> list[dict[str, Any]]:
-        """What the model wrote on the way, signs without a shape made visible."""
+        """What the model wrote during training, hidden characters made visible."""
         return [self._samples[place] for place in thinned(len(self._samples), limit=SAMPLES)]
 
     def latest(self) -> dict[str, float | None]:
@@ -153,7 +153,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def tokens_per_second(tokens: np.ndarray, seconds: np.ndarray) -> float | None:
-    """Speed over some steps, of which each counts at most about ten times the middle one: pauses do not."""
+    """Speed over some steps; each counts at most about ten times the median, so that pauses do not."""
     taken = np.diff(seconds)
     if not len(taken):
         return None

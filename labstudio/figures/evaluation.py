@@ -116,7 +116,7 @@ def comparison_figure(comparison: Comparison, names: tuple[str, str]) -> Figure:
 
 
 def _plain(name: str) -> str:
-    """A name in which nothing hides, safe from the mathematics of figure titles."""
+    """A name with hidden characters shown, safe from the mathematics of figure titles."""
     return unhidden(name).replace("$", r"\$")
 
 

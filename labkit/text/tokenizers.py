@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+from labkit.io import write_text_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 END_OF_TEXT = "<|endoftext|>"
 FORMAT = "labkit-tokenizer"
+LARGEST_FILE = 2**27
+
+
+class UnsupportedTokenizerError(ValueError):
+    """A tokenizer of a kind that labkit does not read; the model beside it can still be loaded."""
 
 
 class Tokenizer(ABC):
@@ -28,6 +35,8 @@ class Tokenizer(ABC):
     """
 
     name: str
+    kinds: tuple[str, ...]
+    """What the files that `load` reads call this kind of tokenizer."""
     vocab_size: int
     eos_id: int | None
     """The id that stands for the end of a document, if there is one."""
@@ -40,18 +49,11 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of a text. Special tokens in it, as "<|endoftext|>", are text unless allow_special is set.
 
-        Raises TypeError for anything but a str, ValueError for lone surrogates (half of a UTF-16 pair,
-        which no UTF-8 text can hold) and, with characters, for unknown ones.
+        Raises TypeError for anything but a str, ValueError for surrogates (the halves into which UTF-16
+        splits a character; no UTF-8 text holds them) and, with characters, for unknown ones.
         """
         self._check(text)
-        special = self.special_tokens if allow_special else {}
-        if not special:
-            return self._encode(text).tolist()
-        longest_first = sorted(special, key=len, reverse=True)
-        ids: list[int] = []
-        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
-            ids += [special[part]] if part in special else self._encode(part).tolist()
-        return ids
+        return (self._encode_special(text) if allow_special else self._encode(text)).tolist()
 
     def encode_batch(self, texts: Iterable[str]) -> list[np.ndarray]:
         """The ids of several texts, each an int64 array; special tokens are ordinary text."""
@@ -82,6 +84,15 @@ class Tokenizer(ABC):
     def _encode(self, text: str) -> np.ndarray:
         """The ids of a text that has been checked, special tokens as ordinary text."""
 
+    def _encode_special(self, text: str) -> np.ndarray:
+        """The ids of a text that has been checked, special tokens in it as the ids they stand for."""
+        special = self.special_tokens
+        if not special:
+            return self._encode(text)
+        longest_first = sorted(special, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        return np.concatenate([[special[part]] if part in special else self._encode(part) for part in parts])
+
     def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """What `_encode` gives for each of several texts."""
         return [self._encode(text) for text in texts]
@@ -92,26 +103,41 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def _from_definition(cls, definition: dict[str, Any]) -> Tokenizer: ...
+    def _from_definition(cls, definition: dict[str, Any]) -> Self: ...
+
+    def _meaning(self) -> dict[str, Any]:
+        """The part of the definition that says which ids a text has."""
+        return self._definition()
 
     @property
     def fingerprint(self) -> str:
         """sha256, in hex, of what defines the tokenizer: equal exactly when its ids mean the same."""
-        meaning = {key: value for key, value in self._definition().items() if key != "chat_template"}
-        text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self._meaning(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as readable JSON; the file appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "fingerprint": self.fingerprint} | self._definition()
-        _write_atomic(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote. Raises ValueError for other files, and for another kind of tokenizer."""
-        tokenizer = load_tokenizer(path)
-        if not isinstance(tokenizer, cls):
-            raise ValueError(f"{path}: holds a {type(tokenizer).__name__}, not a {cls.__name__}.")
+        return cls._restore(read_json(path), path)
+
+    @classmethod
+    def _restore(cls, definition: dict[str, Any], path: str | Path) -> Self:
+        kind = definition.get("kind") if definition.get("format") == FORMAT else None
+        if kind not in cls.kinds:
+            raise ValueError(
+                f"{path}: is not a tokenizer file of kind {' or '.join(cls.kinds)}, but {kind!r}."
+            )
+        with named(path):
+            tokenizer = cls._from_definition(definition)
+        if tokenizer.fingerprint != definition.get("fingerprint"):
+            raise ValueError(f"{path}: was changed after it was saved; its fingerprint does not match.")
         return tokenizer
 
     def __repr__(self) -> str:
@@ -120,7 +146,7 @@ class Tokenizer(ABC):
     def _check(self, text: str) -> None:
         if not isinstance(text, str):
             raise TypeError(f"{self.name}: text must be a str, not {type(text).__name__}.")
-        _refuse_surrogates(text, self.name)
+        refuse_surrogates(text, self.name)
 
     def _checked_ids(self, ids: Sequence[int] | np.ndarray | Tensor) -> list[int]:
         values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
@@ -148,6 +174,7 @@ class CharTokenizer(Tokenizer):
     """
 
     name = "characters"
+    kinds = ("characters",)
 
     def __init__(self, characters: Iterable[str], *, unknown: str | None = None) -> None:
         alphabet = sorted(set(characters))
@@ -155,7 +182,7 @@ class CharTokenizer(Tokenizer):
             raise ValueError("characters: the alphabet is empty; give a text with at least one character.")
         if long := [character for character in alphabet if len(character) != 1]:
             raise ValueError(f"characters: {long[0]!r} is not one character.")
-        _refuse_surrogates("".join(alphabet), self.name)
+        refuse_surrogates("".join(alphabet), self.name)
         if unknown is not None and unknown not in alphabet:
             raise ValueError(f"characters: unknown={unknown!r} is not in the alphabet.")
         self.characters = "".join(alphabet)
@@ -195,65 +222,57 @@ class CharTokenizer(Tokenizer):
         return {"kind": "characters", "characters": self.characters, "unknown": self.unknown}
 
     @classmethod
-    def _from_definition(cls, definition: dict[str, Any]) -> CharTokenizer:
+    def _from_definition(cls, definition: dict[str, Any]) -> Self:
         return cls(definition["characters"], unknown=definition["unknown"])
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read any tokenizer that `save` wrote.
-
-    Raises ValueError where the file is missing, is not such a file, or was changed since.
-    """
-    from labkit.text.bpe import BPETokenizer, GPT2Tokenizer
-    from labkit.text.published import PublishedTokenizer
-
-    kinds: dict[str, type[Tokenizer]] = {
-        "characters": CharTokenizer,
-        "bpe": BPETokenizer,
-        "gpt2": GPT2Tokenizer,
-        "published": PublishedTokenizer,
-    }
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a tokenizer's file.  Raises ValueError, naming the file, for anything else."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: is not a tokenizer file: no JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is not a tokenizer file: a {type(content).__name__}, no JSON object.")
+    return content
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a tokenizer's file.  Raises ValueError, naming the file, where it is none."""
+    path = Path(path)
+    try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"{path}: has {size:,} bytes; a tokenizer's file has {LARGEST_FILE:,} at most.")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: is not a tokenizer file ({error}).") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("kind") not in kinds:
-        raise ValueError(f"{path}: is not a tokenizer file (format {FORMAT}, kind {', '.join(kinds)}).")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is not a tokenizer file: no text in UTF-8 ({error}).") from error
+
+
+@contextmanager
+def named(source: str | Path) -> Iterator[None]:
+    """Errors raised inside name the source, and are ValueErrors where the content has another form."""
     try:
-        tokenizer = kinds[content["kind"]]._from_definition(content)
+        yield
+    except ValueError as error:
+        kind = UnsupportedTokenizerError if isinstance(error, UnsupportedTokenizerError) else ValueError
+        raise kind(f"{source}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: is incomplete or damaged ({error!r}).") from error
-    if tokenizer.fingerprint != content.get("fingerprint"):
-        raise ValueError(f"{path}: was changed after it was saved; its fingerprint does not match.")
-    return tokenizer
+        raise ValueError(f"{source}: is incomplete or damaged ({error!r}).") from error
 
 
-def _refuse_surrogates(text: str, name: str) -> None:
+def refuse_surrogates(text: str, name: str) -> None:
+    """Raise ValueError for a text that no file in UTF-8 can hold."""
     if not (found := re.search("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]", text)):
         return
+    codes = " ".join(f"U+{ord(half):04X}" for half in found[0])
     if len(found[0]) == 2:
-        character = found[0].encode("utf-16", "surrogatepass").decode("utf-16")
         raise ValueError(
-            f"{name}: the text has U+{ord(character):04X} at position {found.start()} as a pair of "
-            "surrogates. Join them: text.encode('utf-16', 'surrogatepass').decode('utf-16')."
+            f"{name}: the text has the surrogates {codes} at position {found.start()}, which are one "
+            "character in UTF-16. Join them: text.encode('utf-16', 'surrogatepass').decode('utf-16')."
         )
     raise ValueError(
-        f"{name}: the text has a lone surrogate U+{ord(found[0]):04X} at position {found.start()}, which "
+        f"{name}: the text has a lone surrogate {codes} at position {found.start()}, which "
         "is half of a character. Decode the source as UTF-8, or with errors='replace'."
     )
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as sink:
-            sink.write(text)
-            sink.flush()
-            os.fsync(sink.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -1,4 +1,4 @@
-"""Texts that grow while the reader goes on: grouped into pieces that can be shown, in a thread of its own."""
+"""Texts that grow in a thread of their own, grouped into pieces that can be shown."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Writing:
         }
 
 
-class Job:
-    """A thread's orders: go on, stop and show what there is, or leave without a word."""
+class Cancellation:
+    """Tells a thread to stop and show what there is, or to leave without a word."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -84,19 +84,19 @@ class Background:
     def __init__(self) -> None:
         self.busy = threading.Lock()
         """Held while the model writes: it cannot be in two modes, training and evaluation, at once."""
-        self.job = Job()
+        self.cancellation = Cancellation()
         self._thread: threading.Thread | None = None
 
-    def start(self, work: Callable[[Job], None], *, delay: float = 0) -> None:
-        """Run work in a thread, after so many seconds in which nothing else was started."""
-        self.job.replace()
-        job = self.job = Job()
+    def start(self, work: Callable[[Cancellation], None], *, delay: float = 0) -> None:
+        """Run work in a thread, after `delay` seconds in which nothing else was started."""
+        self.cancellation.replace()
+        cancellation = self.cancellation = Cancellation()
 
         def run() -> None:
-            if not job.stopped.wait(delay) or not job.replaced:
+            if not cancellation.stopped.wait(delay) or not cancellation.replaced:
                 with self.busy:
-                    if not job.replaced:
-                        work(job)
+                    if not cancellation.replaced:
+                        work(cancellation)
 
         self._thread = threading.Thread(target=run, name="playground", daemon=True)
         self._thread.start()
@@ -108,10 +108,12 @@ class Background:
         return self._thread is None or not self._thread.is_alive()
 
 
-def write_all(writings: list[Writing], job: Job, publish: Callable[[], None], *, every: float) -> None:
-    """Write texts side by side until each has ended or the job was stopped; publish every so many seconds."""
+def write_all(
+    writings: list[Writing], cancellation: Cancellation, publish: Callable[[], None], *, every: float
+) -> None:
+    """Write texts side by side until each has ended or is cancelled; publish about every `every` seconds."""
     shown = time.monotonic()
-    while not job.stopped.is_set() and any(not writing.finish for writing in writings):
+    while not cancellation.stopped.is_set() and any(not writing.finish for writing in writings):
         for writing in writings:
             if not writing.finish:
                 writing.advance()

@@ -1,4 +1,4 @@
-"""Which models the playground offers: the notebook's own, the shipped one, the reader's runs."""
+"""Which models a widget offers: the notebook's own, the shipped one, the reader's runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ModelChoice:
         return list(self._sources)
 
     def look_again(self) -> None:
-        """Find the runs there are now, newest first; and load a run anew when it is next asked for."""
+        """Find the current runs, newest first; a run that was loaded is loaded again when next chosen."""
         runs = [run for run in reversed(list_runs()) if run.pointer("latest")][:NEWEST_RUNS]
         self._sources = self._fixed | {_run_name(run): run.load for run in runs}
         if self._last and self._last[0] not in self._fixed:
@@ -54,7 +54,7 @@ class ModelChoice:
         if self._last is None or self._last[0] != name:
             try:
                 self._last = name, source()
-            except Exception as error:  # a loader may be anybody's
+            except Exception as error:  # the loader is the caller's
                 raise ValueError(f"The model {name!r} cannot be loaded: {error}") from error
         return self._last[1]
 
