@@ -58,14 +58,14 @@ def test_stopped_at_any_write_it_goes_on_to_the_same_bytes(texts, tmp_path, smal
                     encode(texts, out, shard_tokens=1500)
             assert ("index.json" in content(out)) == (after and moment == writes - 1)
             if "progress.json" in content(out):
-                (out / "tokenizer.json.part_of.part").touch()  # as saving a tokenizer may leave
+                (out / ".new-tokenizer.json.part").touch()  # as saving a tokenizer may leave
             encode(texts, out, shard_tokens=1500)
             assert content(out) == expected
 
 
 def test_finished_shards_are_kept(texts, tmp_path, small_pieces, monkeypatch):
     out = tmp_path / "out"
-    fail_after(monkeypatch, 13, Killed())
+    fail_after(monkeypatch, 14, Killed())
     with pytest.raises(Killed):
         encode(texts, out, shard_tokens=500)
     monkeypatch.undo()
