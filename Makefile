@@ -10,7 +10,9 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 LAB_STAMP := .venv/.lab-stamp
 TEST_STAMP := .venv/.test-stamp
-NBVAL := --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/notebooks/sanitize.cfg
+# A process per core, each with whole files: a notebook's cells stay together.
+PARALLEL := -n logical --dist loadfile
+NBVAL := --nbval-current-env --nbval-cell-timeout=300
 
 # The committed numbers were computed so.
 export LABKIT_PROFILE ?= lesson
@@ -19,7 +21,7 @@ export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab test test-long notebooks bench checkpoint assets lint types unit nbval clean
+.PHONY: help lab quick test test-long soak notebooks bench checkpoint assets lint types unit nbval clean
 
 help: ## show this list
 	@echo 'make TARGET, where TARGET is'
@@ -31,12 +33,17 @@ lab: assets ## set up if needed, then open the course in JupyterLab
 	    $(PY) -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/README.md \
 	    $$([ "$$(id -u)" -ne 0 ] || echo --allow-root) $(LAB_ARGS)
 
-test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (under 25 minutes on 2 cores)
+quick: $(TEST_STAMP) assets ## text, model and generation, while you work (2 minutes)
+	$(PY) -m pytest $(PARALLEL) -m 'not long' tests/text tests/model tests/generation
+
+test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (12 minutes on 2 cores)
 	@echo 'make test: all green'
 
-test-long: $(TEST_STAMP) assets ## the slow tests: browser, kill and load tests
-	@code=0; $(PY) -m pytest -m 'long or browser' || code=$$?; \
-	if [ $$code -eq 5 ]; then echo 'There is no long test.'; else exit $$code; fi
+test-long: $(TEST_STAMP) assets ## the slow tests: browsers, kills, load, other processors (20 minutes)
+	$(PY) -m pytest -m 'long or browser'
+
+soak: $(TEST_STAMP) assets ## the campaigns of the long tests, ten times as long
+	LABKIT_SOAK=10 $(PY) -m pytest -m long tests/training/test_kill.py tests/studio/serve
 
 notebooks: $(TEST_STAMP) assets ## execute the lessons in place; renews figures, log and journal
 	$(PY) scripts/write_exercises.py
@@ -66,10 +73,10 @@ types: $(TEST_STAMP)
 	$(PY) -m mypy
 
 unit: $(TEST_STAMP)
-	$(PY) -m pytest -n logical --dist loadfile -m 'not long and not browser'
+	$(PY) -m pytest $(PARALLEL) -m 'not long and not browser'
 
 nbval: $(TEST_STAMP)
-	$(PY) -m pytest --nbval $(NBVAL) notebooks/
+	$(PY) -m pytest --nbval $(NBVAL) $(PARALLEL) notebooks/
 
 # Verifies checksums each time, which takes a second; downloads only what is missing or damaged.
 assets: $(LAB_STAMP)

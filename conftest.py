@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from nbval.plugin import IPyNbCell
+
+sys.path.insert(0, str(Path(__file__).with_name("tests") / "notebooks"))
+pytest_plugins = ["tolerance"]
 
 _scratch = tempfile.mkdtemp(prefix="labkit-test-")
 os.environ |= {"LABKIT_OUT": _scratch, "IPYTHONDIR": os.path.join(_scratch, "ipython")}  # noqa: PTH118
@@ -28,7 +34,7 @@ def pytest_unconfigure() -> None:
 
 
 def _is_notebook_cell(item: pytest.Item) -> bool:
-    return type(item).__name__ == "IPyNbCell"
+    return isinstance(item, IPyNbCell)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,7 +1,7 @@
 """Does `labkit encode` turn a gigabyte of text into ids within a gigabyte of memory, killed on the way?
 
 Makes a corpus of the plays, repeated and shuffled, once as a folder of files and once as one file. Each is
-encoded with GPT-2's tokenizer, killed (SIGKILL) when half of the shards are there, and started again. The
+encoded with GPT-2's tokenizer, killed (SIGKILL) when half of the ids are there, and started again. The
 memory of all its processes together is sampled five times a second. What the ids stand for is compared with
 the text. Needs about 2.5 times the corpus on disk.
 
@@ -26,7 +26,7 @@ import numpy as np
 import psutil
 from machine import save
 
-from labkit.text import load_corpus, open_shards
+from labkit.text import EncodedText, load_corpus
 
 NOTE = (
     "The machine was shared with other work, so MB/s is a lower bound; it counts both starts, each of which "
@@ -80,20 +80,18 @@ def make_corpus(scratch: Path, shape: str, size: int) -> Path:
 def measure(source: Path, out: Path, workers: int) -> dict[str, object]:
     files = [source] if source.is_file() else sorted(source.iterdir())
     size = sum(file.stat().st_size for file in files)
-    half = size // 3 // 2**24 // 2
     command = [sys.executable, "-m", "labstudio", "encode", str(source), "--out", str(out)]
     command += ["--workers", str(workers)]
-    first, memory_before = run(command, kill_at=out / f"shard-{half:05}.npy")
-    kept = len(json.loads((out / "progress.json").read_text())["shards"])
+    first, memory_before = run(command, kill_at=size // 3)
+    kept = json.loads((out / "progress.jsonl").read_text().splitlines()[-1])[0]
     second, memory_after = run(command)
-    shards = open_shards(out)
+    encoded = EncodedText(out)
     compare(files, out)
     return {
-        "documents": len(shards.documents),
+        "documents": len(encoded.documents),
         "source_mb": round(size / 1e6, 1),
-        "tokens": len(shards),
-        "shards": len(list(out.glob("shard-*.npy"))),
-        "shards_kept_over_the_kill": kept,
+        "tokens": len(encoded.ids),
+        "tokens_kept_over_the_kill": kept,
         "seconds_until_kill": round(first, 1),
         "seconds_after": round(second, 1),
         "mb_per_s": round(size / 1e6 / (first + second), 2),
@@ -102,8 +100,12 @@ def measure(source: Path, out: Path, workers: int) -> dict[str, object]:
     }
 
 
-def run(command: list[str], kill_at: Path | None = None) -> tuple[float, list[int]]:
-    """Seconds, the peaks of PSS and of summed RSS in bytes."""
+def run(command: list[str], kill_at: int | None = None) -> tuple[float, list[int]]:
+    """Seconds, the peaks of PSS and of summed RSS in bytes.
+
+    kill_at: end the process once ids.bin has so many bytes; a third of the text's are about half of the ids.
+    """
+    ids = Path(command[command.index("--out") + 1]) / "ids.bin"
     began, peaks, ended = time.perf_counter(), [0, 0], threading.Event()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
 
@@ -122,7 +124,7 @@ def run(command: list[str], kill_at: Path | None = None) -> tuple[float, list[in
     sampler = threading.Thread(target=sample)
     sampler.start()
     while process.poll() is None:
-        if kill_at and kill_at.exists():
+        if kill_at and ids.exists() and ids.stat().st_size > kill_at:
             process.kill()
             break
         time.sleep(0.05)
@@ -143,19 +145,19 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 
 def compare(files: list[Path], out: Path) -> None:
     """Some documents are read back, and the bytes of all ids add up to those of all files."""
-    shards = open_shards(out)
-    tokenizer = shards.tokenizer()
+    encoded = EncodedText(out)
+    ids, tokenizer = encoded.ids, encoded.tokenizer()
     lengths = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
     lengths[tokenizer.eos_id] = 0
-    total = sum(int(lengths[shards[at : at + 10**7]].sum()) for at in range(0, len(shards), 10**7))
+    total = sum(int(lengths[ids[at : at + 10**7]].sum()) for at in range(0, len(ids), 10**7))
     assert total == sum(len(file.read_bytes().strip(b"\n")) for file in files)
-    ends = [*shards.documents[1:], len(shards)]
+    ends = [*encoded.documents[1:], len(ids)]
     for number in random.Random(1).sample(range(len(files)), min(20, len(files))):
-        begin, end = int(shards.documents[number]), int(ends[number])
-        assert shards[end - 1] == tokenizer.eos_id
+        begin, end = int(encoded.documents[number]), int(ends[number])
+        assert ids[end - 1] == tokenizer.eos_id
         end = min(end - 1, begin + 3 * 10**6)
         text = files[number].read_bytes()
-        assert text.startswith(tokenizer.decode(shards[begin:end]).encode())
+        assert text.startswith(tokenizer.decode(ids[begin:end]).encode())
 
 
 def print_table(rows: list[dict[str, object]]) -> None:

@@ -1,52 +1,49 @@
-"""Copy what texts quote of a sweep's finished runs into benchmarks/results/runs/.
+"""Keep what texts quote of a sweep's finished runs, packed as benchmarks/results/runs/SWEEP.zip.
 
     python benchmarks/keep_runs.py report base
     python benchmarks/keep_runs.py scaling --steps 30
 
-Settings and measurements only, enough for write_report(name, runs=...); weights stay in runs/.  With --steps
-a run keeps every evaluation, about so many of its steps, and the last 20, over which losses are averaged.
+Settings and measurements only, enough for write_report(name, runs=kept_runs()); weights stay in runs/.  With
+--steps a run keeps every evaluation, about so many of its steps, and the last 20, over which losses are
+averaged.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
-from labkit.training import runs_dir
+from labkit.io import runs_dir
+from labstudio.runs.kept import pack_runs
 
 KEPT = Path(__file__).parent / "results" / "runs"
 FILES = ("config.json", "sweep.json", "environment.jsonl", "metrics.jsonl")
 
 
 def keep(sweep: str, steps: int | None = None) -> list[str]:
-    """Copy the runs of one sweep, in place of those kept before; returns their names."""
-    for old in KEPT.glob("*/sweep.json"):
-        if json.loads(old.read_text(encoding="utf-8"))["sweep"] == sweep:
-            shutil.rmtree(old.parent)
-    names = []
+    """Pack the finished runs of one sweep, in place of those kept before; returns their names."""
+    runs = {}
     for weights in sorted(runs_dir().glob("*/checkpoints/mini_gpt_*.safetensors")):
         run = weights.parents[1]
         if json.loads((run / "sweep.json").read_text(encoding="utf-8"))["sweep"] == sweep:
-            (KEPT / run.name).mkdir(parents=True)
-            for file in FILES:
-                shutil.copyfile(run / file, KEPT / run.name / file)
+            runs[run.name] = {file: (run / file).read_text(encoding="utf-8") for file in FILES}
             if steps:
-                thin(KEPT / run.name / "metrics.jsonl", steps)
-            names.append(run.name)
-    return names
+                runs[run.name]["metrics.jsonl"] = thinned(runs[run.name]["metrics.jsonl"], steps)
+    if runs:
+        pack_runs(KEPT / f"{sweep}.zip", runs)
+    return list(runs)
 
 
-def thin(metrics: Path, steps: int) -> None:
-    """Leave out most steps of a run's metrics.jsonl."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+def thinned(metrics: str, steps: int) -> str:
+    """A run's metrics.jsonl without most of its steps."""
+    rows = [json.loads(line) for line in metrics.splitlines()]
     total = max(row["step"] for row in rows)
     every = -(-total // steps)
-    with metrics.open("w", encoding="utf-8") as file:
-        for row in rows:
-            if row["event"] != "step" or row["step"] % every == 0 or row["step"] > total - 20:
-                file.write(json.dumps(row) + "\n")
+    kept = [
+        row for row in rows if row["event"] != "step" or row["step"] % every == 0 or row["step"] > total - 20
+    ]
+    return "".join(json.dumps(row) + "\n" for row in kept)
 
 
 if __name__ == "__main__":

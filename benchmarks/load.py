@@ -49,11 +49,9 @@ def the_plain_way(folder: Path) -> nn.Module:
     tensors = load_file(folder / "model.safetensors")
     shapes = {name: len(each) for name, each in model.named_parameters()}
     state: dict[str, Tensor] = {}
-    for rule in GPT2[:-1]:
-        for layer in range(model.config.n_layers if "{i}" in rule.theirs else 1):
-            theirs, ours = rule.names(layer)
-            pieces = rule.to_ours(tensors[theirs], [shapes[name] for name in ours], model.config.head_dim)
-            state |= dict(zip(ours, pieces, strict=True))
+    for theirs, ours in GPT2.rows(model):
+        tensor = tensors[theirs].T if theirs.endswith(GPT2.transposed) else tensors[theirs]
+        state |= dict(zip(ours, tensor.split([shapes[name] for name in ours]), strict=True))
     state["head.weight"] = state["token_embedding.weight"]
     model.load_state_dict(state)
     return model.eval()

@@ -37,8 +37,6 @@ CONTESTANTS = {
 TRAINING = (
     "-m labstudio train --preset char-mini --corpus shakespeare --max-steps 1000 --name first --device cpu"
 )
-FIRST_STEP = {"first step": "new cache", "first step, threads known": "cache"}
-"""A training from the shell: the first one of its kind measures threads, later ones know them."""
 
 
 def main() -> None:
@@ -74,14 +72,13 @@ def measure(
     rounds: int, folder: Path, busy: float | None
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds on the clock and of the processors of each contestant in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in (*CONTESTANTS, *FIRST_STEP)}
+    seconds: dict[str, list[float]] = {name: [] for name in (*CONTESTANTS, "first step")}
     cpu: dict[str, list[float]] = {name: [] for name in seconds}
     for number in range(3 * rounds + 1):
         load, taken = OtherLoad(), {}
         for name, arguments in CONTESTANTS.items():
             taken[name] = timed(arguments, folder)
-        for name, cache in FIRST_STEP.items():
-            taken[name] = first_step(folder, anew=cache == "new cache")
+        taken["first step"] = first_step(folder)
         if not number or (busy is not None and load.cores() > busy):
             continue
         for name, (clock, used) in taken.items():
@@ -107,25 +104,14 @@ def timed(arguments: list[str], folder: Path) -> tuple[float, float]:
     return time.perf_counter() - began, spent(before)
 
 
-def first_step(folder: Path, anew: bool) -> tuple[float, float]:
+def first_step(folder: Path) -> tuple[float, float]:
     """Until the first step is in metrics.jsonl; the process is stopped then, and its run removed."""
     import shutil
 
-    from labkit.device import THREADS
-    from labkit.io import cache_dir
-
-    cache = folder / "cache"
-    if not cache.exists():
-        cache.mkdir()
-        for asset in cache_dir().iterdir():
-            if asset.name != THREADS:
-                (cache / asset.name).symlink_to(asset)
-    if anew:
-        (cache / THREADS).unlink(missing_ok=True)
     before, began = os.times(), time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *TRAINING.split()],
-        env=environment(folder) | {"LABKIT_CACHE": str(cache)},
+        env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

@@ -24,8 +24,8 @@ def progress(lesson: Positional[LessonName] = "") -> int:
 
 
 def _overview() -> str:
-    from labcourse.journal import own_words
     from labcourse.lesson import lessons
+    from labcourse.log import own_words
     from labcourse.progress import checklist, last_run, solved
     from labkit.io import runs_dir
 

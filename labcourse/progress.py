@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from labcourse.journal import JOURNAL, LOG, has_section, own_words
 from labcourse.lesson import Exercise, Item, Lesson, find_lesson
+from labcourse.log import JOURNAL, LOG, has_section, own_words
 from labkit.io import locked, output_dir, write_text_atomically
 
 FILE = "progress.json"

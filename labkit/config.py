@@ -170,7 +170,7 @@ class TrainConfig:
     parallel: Parallel = "ddp"
     """Under torchrun. ddp: every process holds the model; fsdp: its weights are split among them."""
     threads: int | None = None
-    """CPU threads; what a short measurement finds the fastest when not given."""
+    """CPU threads; all cores that may be used when not given."""
     seed: int = 0
     """Seeds the data order, dropout and samples."""
 

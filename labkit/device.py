@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import json
-import math
 import os
 import platform
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +15,6 @@ from typing import Any, Literal
 import torch
 
 from labkit.config import Precision
-from labkit.io import cache_dir, write_text_atomically
 
 
 def best_device(name: str | None = None) -> torch.device:
@@ -38,91 +34,64 @@ def best_device(name: str | None = None) -> torch.device:
     return device
 
 
+SMALL = 5_000_000
+"""Weights below which a model decodes fastest on one thread."""
+
 _set: tuple[int, int] | None = None
 """The last number of threads that `set_threads` put in place of another: (limit, number)."""
 
 
-def thread_limit() -> int:
-    """Most threads to use: PyTorch's own number (its cores, OMP_NUM_THREADS, or what you have set).
+def training_threads() -> int:
+    """CPU threads to train with: every core that this process may use, at most PyTorch's own number.
 
-    A smaller number that `set_threads` chose for one model is no limit for the next.
+    | task                             | threads           |
+    |----------------------------------|-------------------|
+    | training                         | all allowed cores |
+    | decoding, SMALL weights and more | all allowed cores |
+    | decoding, fewer weights          | 1                 |
+
+    A training step multiplies thousands of rows at a time, which two threads can share.  Decoding multiplies
+    one row: a large model reads its weights faster with two threads, but a small one spends its time on
+    synchronising them, most of all on a busy machine.  Measured there, with 0.8 M weights: 164 tokens a
+    second with one thread, 22 with two.
+    """
+    return min(thread_limit(), allowed_cores())
+
+
+def decoding_threads(weights: int) -> int:
+    """CPU threads to generate and evaluate with, for a model of this many weights; see `training_threads`."""
+    return 1 if weights < SMALL else training_threads()
+
+
+def thread_limit() -> int:
+    """PyTorch's own number of threads: its default, OMP_NUM_THREADS, or what your program has set.
+
+    A number that `set_threads` chose for one model is no limit for the next.
     """
     now = torch.get_num_threads()
     return _set[0] if _set and _set[1] == now else now
 
 
-def set_threads(threads: int | None) -> int:
-    """Use this many CPU threads (PyTorch's number when None); returns how many are in use."""
+def set_threads(threads: int) -> None:
+    """Compute with this many CPU threads from now on."""
     global _set
-    if threads is not None:
-        _set = thread_limit(), threads
-        torch.set_num_threads(threads)
-    return torch.get_num_threads()
+    _set = thread_limit(), threads
+    torch.set_num_threads(threads)
 
 
-CLEARLY = 0.95
-"""More threads have to bring the time below this part of what fewer need."""
-TRIES, PAIR_SECONDS = 4, 0.5
+def allowed_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those it is bound to, within its container's share of time.
 
-
-def choose_threads(
-    compute: Callable[[], object], limit: int, clock: Callable[[], float] = time.perf_counter
-) -> int:
-    """The number of CPU threads with which `compute` is fastest: 1, 2, 4, … up to limit, found by trying.
-
-    Each number is tried against the one before in turns, and its fastest try counts: other programs can
-    make a try slower, never faster.  More threads have to be clearly faster, and where they are not, no
-    larger number is tried.  A pair is tried four times, but no longer than half a second once each had its
-    turn.  Leaves the number of threads as it was.
+    cgroup: folder with the share, in the files of version 2 or 1.
+    Source: cgroups(7); the kernel's admin-guide/cgroup-v2, cpu.max, and scheduler/sched-bwc.
     """
-    before, best = torch.get_num_threads(), 1
-    try:
-        torch.set_num_threads(best)
-        compute()  # the first call also sets up what later ones find
-        while best < limit:
-            more = min(2 * best, limit)
-            fastest = {best: math.inf, more: math.inf}
-            end = clock() + PAIR_SECONDS
-            for _ in range(TRIES):
-                for threads in fastest:
-                    torch.set_num_threads(threads)
-                    began = clock()
-                    compute()
-                    fastest[threads] = min(fastest[threads], clock() - began)
-                if clock() >= end:
-                    break
-            if fastest[more] > CLEARLY * fastest[best]:
-                break
-            best = more
-    finally:
-        torch.set_num_threads(before)
-    return best
-
-
-def remembered_threads(task: dict[str, Any], choose: Callable[[], int]) -> int:
-    """What `choose` says, which is asked once for a task on a machine: the answer is kept in THREADS.
-
-    task: what the answer depends on besides the machine, in terms of JSON.
-    A file that cannot be read or written is as none.  Deleting it makes all answers be found anew.
-    """
-    file = cache_dir() / THREADS
-    key = json.dumps(_machine() | task, sort_keys=True)
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        known = found if isinstance(found, dict) else {}
-    threads = known.get(key)
-    if type(threads) is int and 1 <= threads <= thread_limit():
-        return threads
-    chosen = choose()
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(file, json.dumps(known | {key: chosen}, indent=1) + "\n")
-    return chosen
-
-
-THREADS = "threads.json"
-"""File in the cache folder with the numbers of threads that were found to be the fastest."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError, ZeroDivisionError):  # not there; or "max", which is no number
+            numbers = " ".join((cgroup / file).read_text(encoding="utf-8") for file in files)
+            quota, period = map(int, numbers.split())
+            return max(1, min(cores, quota // period)) if quota > 0 else cores
+    return cores
 
 
 def _processor() -> str:
@@ -132,43 +101,24 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _machine() -> dict[str, Any]:
-    """What decides how fast threads are here: the processor, how much of it this process may use, PyTorch."""
-    quota = ""
-    with suppress(OSError):
-        quota = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").strip()
-    return {
-        "cpu": _processor(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "quota": quota,
-        "limit": thread_limit(),
-        "torch": torch.__version__,
-    }
-
-
 def choose_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """What "auto" means on this device: bf16 or fp16 where the hardware multiplies them fast, else fp32.
+    """What "auto" means on this device: bf16 or fp16 on GPUs that multiply them fast, else fp32.
 
     | device                            | auto |
     |-----------------------------------|------|
     | CUDA, compute capability 8 and up | bf16 |
     | CUDA, compute capability 7        | fp16 |
-    | CPU with AMX tiles                | bf16 |
     | everything else                   | fp32 |
 
-    AMX multiplies bf16 sixteen times as fast as AVX-512 multiplies fp32.  AVX512_BF16 alone at most
-    doubles the products' speed, of which casting the weights at each step takes back a part, so such a CPU
-    stays exact.  Other x86 CPUs have no instruction for bf16 and are far slower at it: see `warn_if_slow`.
+    On a CPU with AMX, which multiplies bf16 fastest, a training step of char-mini took 1.09 times as long in
+    bf16 as in fp32, one of nano as long: casting takes back what the products gain.  So the same command
+    computes the same on every CPU.
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
         major = torch.cuda.get_device_capability(device)[0]
         return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return "bf16"
     return "fp32"
 
 
@@ -181,7 +131,7 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
         return
     warnings.warn(
         f"precision={precision!r}: this CPU has no instructions for it, so its matrix products take about 3 "
-        "(AVX-512) to 100 times (AVX2) as long as with precision='fp32'; 'auto' chooses what is fast.",
+        "(AVX-512) to 100 times (AVX2) as long as with precision='fp32', which 'auto' chooses on CPUs.",
         stacklevel=3,
     )
 

@@ -1,12 +1,16 @@
-"""Where the project reads and writes, and writing so that a crash leaves the old or the new, never half."""
+"""Where the project reads and writes: folders, names, and writing that a crash leaves whole, old or new."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
 def project_root() -> Path:
@@ -35,6 +39,21 @@ def cache_dir() -> Path:
     import pooch
 
     return Path(pooch.os_cache("labkit"))
+
+
+def check_name(name: str, what: str) -> None:
+    """The one rule for names of runs, models and sweeps: they become folders and stand in commands.
+
+    what: what has the name, for the message.  Raises ValueError for a name that could be taken for an option,
+    a path or a hidden file, or that does not print as it is.
+    """
+    at_the_ends = name != name.strip() or name.startswith(("-", ".")) or name.endswith(".")
+    inside = any(sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name)
+    if not name or at_the_ends or inside or len(name) > 100:
+        raise ValueError(
+            f"{what}={name!r} must be a plain folder name, such as 'first-try': at most 100 characters, none "
+            'of / \\ : * ? " < > | or line breaks, no blank or dot at the ends, no - at the beginning.'
+        )
 
 
 @contextmanager
@@ -67,10 +86,18 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file's text."""
+    """Replace a file's text, in UTF-8."""
+    write_atomically(path, text.encode("utf-8"))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file's contents; a link is followed, and the file keeps its mode."""
+    path = path.resolve()
     fresh = path.with_name(f".new-{path.name}")
     try:
-        fresh.write_text(text, encoding="utf-8")
+        fresh.write_bytes(data)
+        if path.exists():
+            shutil.copymode(path, fresh)
         flush(fresh)
         fresh.replace(path)
     except OSError:
@@ -91,10 +118,76 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time reads, changes and writes a file: others wait, up to half a minute."""
+def locked(path: Path, timeout: float = 30) -> Iterator[None]:
+    """One process at a time reads, changes and writes a file: others wait, in seconds (-1: without end)."""
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), timeout=30):
+    with FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout):
         yield
+
+
+class Row(NamedTuple):
+    """One row of a JSON-lines file."""
+
+    values: dict[str, Any]
+    position: str
+    """Where the row ends; a `Tail` that starts there goes on with the next row."""
+
+
+class Tail:
+    """Follows a JSON-lines file while it grows: gives each row once, and only when its line is whole.
+
+    path: may not exist yet.  position: that of the last row already known, perhaps from another process;
+    "" or one that does not fit this file means from the start.  Lines that are not a JSON object are skipped,
+    as are those longer than LONGEST_LINE bytes.
+    """
+
+    LONGEST_LINE = 2**20
+    _CHECKED = 256  # bytes before the position; when they are others, the file was rewritten
+
+    def __init__(self, path: Path, position: str = "") -> None:
+        self.path = path
+        found = re.fullmatch(r"([0-9]{1,18})-([0-9a-f]{8})", position)
+        self._offset, self._checksum = (int(found[1]), int(found[2], 16)) if found else (0, 0)
+
+    def new_rows(self, limit: int | None = None) -> tuple[list[Row], bool]:
+        """Rows since the last call; and whether they are all the rows, because what was read has changed.
+
+        limit: bytes to read, rounded up to a whole line; everything when None.  Raises OSError.
+        """
+        rows: list[Row] = []
+        try:
+            file = self.path.open("rb")
+        except (FileNotFoundError, IsADirectoryError):
+            restarted = self._offset > 0
+            self._offset = self._checksum = 0
+            return rows, restarted
+        with file:
+            size = min(self._offset, self._CHECKED)
+            file.seek(self._offset - size)
+            before = file.read(size)
+            restarted = len(before) < size or zlib.crc32(before) != self._checksum
+            if restarted:
+                self._offset, self._checksum, before = 0, 0, b""
+                file.seek(0)
+            end = None if limit is None else self._offset + limit
+            while end is None or self._offset < end:
+                line = file.readline(self.LONGEST_LINE)
+                if not line.endswith(b"\n") and len(line) < self.LONGEST_LINE:
+                    break
+                self._offset += len(line)
+                before = (before + line)[-self._CHECKED :]
+                self._checksum = zlib.crc32(before)
+                if (values := json_object(line)) is not None:
+                    rows.append(Row(values, f"{self._offset}-{self._checksum:08x}"))
+        return rows, restarted
+
+
+def json_object(line: bytes | str) -> dict[str, Any] | None:
+    """The JSON object that a line holds; None for one that is torn, damaged or something else."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None

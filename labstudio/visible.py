@@ -1,4 +1,4 @@
-"""Text from a corpus, a model or a file, with nothing hidden in it."""
+"""Text from a corpus, a model or a file, with hidden characters made visible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def blanks(token: str) -> str:
 
 
 def token_label(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text in which nothing hides, see `unhidden`; bytes of a cut character are \\xNN.
+    """A token's text with hidden characters shown (`unhidden`); bytes of half a character are \\xNN.
 
     An accent that has no letter to stand on is a code point too.  Blanks stay; `visible` shows those.
     """
@@ -31,11 +31,11 @@ def token_label(tokenizer: Tokenizer, token: int) -> str:
 
 
 def unhidden(text: str) -> str:
-    """A text with a code point, like U+202E, for each sign that has no shape or turns the line around."""
-    return "".join(f"U+{ord(sign):04X}" if _hides(sign) else sign for sign in text)
+    """A text with a code point, like U+202E, for each character that is invisible or reverses the line."""
+    return "".join(f"U+{ord(each):04X}" if _is_hidden(each) else each for each in text)
 
 
-def _hides(sign: str) -> bool:
-    """Control, format (zero-width, direction), private and unassigned signs, and unusual blanks."""
-    category = unicodedata.category(sign)
-    return sign not in " \n\t" and (category[0] == "C" or category in {"Zs", "Zl", "Zp"})
+def _is_hidden(character: str) -> bool:
+    """Control, format (zero-width, direction), private and unassigned characters, and unusual blanks."""
+    category = unicodedata.category(character)
+    return character not in " \n\t" and (category[0] == "C" or category in {"Zs", "Zl", "Zp"})

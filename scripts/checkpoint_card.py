@@ -56,7 +56,7 @@ Muon trains the matrices of the blocks, AdamW with `learning_rate`, `betas` and 
 {curve}
 
 Nats per token. Training loss: mean of the {smooth} steps before. Held-out loss: on {eval_windows} windows of
-the validation plays. All metrics of the run are in `benchmarks/results/runs/pretrained/`.
+the validation plays. All metrics of the run are in `benchmarks/results/runs/pretrained.zip`.
 
 ## Data
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +25,10 @@ from labkit.model import GPT
 from labkit.text import Corpus, Tokenizer, WindowDataset, load_corpus
 from labkit.training import Run, build_trainer, fit, restore, runs_dir
 from labkit.weights import PRETRAINED, load_pretrained
+from labstudio.runs.kept import pack_runs
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = ROOT / "benchmarks" / "results" / "runs" / "pretrained"
+RECORDS = ROOT / "benchmarks" / "results" / "runs" / "pretrained.zip"
 
 # GPT-2's architecture (with the exact GELU, which is four times faster on a CPU), so that other libraries
 # that read GPT-2 read this model too.
@@ -186,10 +186,11 @@ def write_samples(model: GPT, tokenizer: Tokenizer, prompts: Sequence[str]) -> l
 
 
 def keep_records(run: Run) -> None:
-    """Copy configuration and metrics of the run to where the repository keeps what its texts quote."""
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "metrics.jsonl"):
-        shutil.copyfile(run.path / name, RECORDS / name)
+    """Pack configuration and metrics of the run to where the repository keeps what its texts quote."""
+    files = ("config.json", "metrics.jsonl")
+    pack_runs(
+        RECORDS, {"pretrained": {name: (run.path / name).read_text(encoding="utf-8") for name in files}}
+    )
 
 
 if __name__ == "__main__":

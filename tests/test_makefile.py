@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(os.name == "nt" or not shutil.which("make"), reason="needs make")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(os.name == "nt" or not shutil.which("make"), reason="needs make"),
+]
 
 
 def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

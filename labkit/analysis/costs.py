@@ -101,9 +101,12 @@ def training_memory(
 
     All of it is held at the end of a forward pass when gradients of an earlier one are there; a step of one
     pass has none yet, and stays below the sum.
+    dropout       part of the activations: a mask, one byte a feature on a GPU and a whole number on a CPU. In
+                  attention a CPU keeps 12 bytes a score (14 in half precision), a GPU none.
+
     fsdp divides weights, gradients and moments by the devices; embeddings and head and two blocks are whole
-    while they compute. Not counted: dropout (masks; in attention it keeps the scores), what an operation or
-    the optimizer's step needs for a moment, what allocator and driver take: leave a tenth of a device free.
+    while they compute. Not counted: what an operation or the optimizer's step needs for a moment, what
+    allocator and driver take: leave a tenth of a device free.
     Raises ValueError for batch_size or devices below 1, and for Muon with fsdp, as training does.
     Source: Korthikanti et al. (2022), section 4, for another block; Rajbhandari et al. (2020), section 3.
     """
@@ -125,6 +128,12 @@ def training_memory(
     weights += half * HALF * (matrices + head)
     tokens, stream = batch_size * config.context_length, FULL * config.d_model
     norm, block = _kept(config, half)
+    if config.dropout:
+        stream_mask, block_mask = (FULL, HALF if half else FULL) if device == "cpu" else (1, 1)
+        norm += stream_mask * config.d_model
+        block += 2 * block_mask * config.d_model
+    if config.attention_dropout and device == "cpu":
+        block += config.n_heads * ((14 if half else 12) * config.context_length - FULL)
     inputs = config.n_layers - 1 if activation_checkpointing else 0
     logits = tokens * config.vocab_size
     loss = 3 * FULL * logits

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit.analysis.evaluate import _last_losses, bits_per_byte, perplexity
 from labkit.model import GPT
 from labkit.text import Document, Tokenizer
-from labkit.text.windows import Ids, _id_tensor
+from labkit.text.batches import Ids, _id_tensor
 
 Progress = Callable[[int], object]
 

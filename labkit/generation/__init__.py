@@ -1,5 +1,6 @@
 """Writing text with a model."""
 
+from labkit.generation.decode import generate, generate_batch
 from labkit.generation.filters import (
     apply_repetition_penalty,
     apply_temperature,
@@ -10,7 +11,6 @@ from labkit.generation.filters import (
     top_k_filter,
     top_p_filter,
 )
-from labkit.generation.generate import generate, generate_batch
 from labkit.generation.text import Completion, Token, complete, stream, stream_tokens
 
 __all__ = [

@@ -64,7 +64,8 @@ def _check_k(k: int, vocab: int) -> None:
 def top_p_filter(logits: Tensor, p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probabilities sum to at least p; -inf for the rest.
 
-    logits: (..., vocab).  p: in (0, 1].  Returns the same shape; the likeliest token always stays.
+    logits: (..., vocab).  p: in (0, 1].  Returns the same shape; the likeliest token always stays.  A sum
+    that is below p by no more than a rounding error is enough; half precision is summed in float32.
     Raises ValueError for p outside (0, 1].  Source: Holtzman et al. (2020), section 3.1.
     """
     if not 0 < p <= 1:
@@ -72,10 +73,10 @@ def top_p_filter(logits: Tensor, p: float) -> Tensor:
     if p == 1:
         return logits
     ordered, order = logits.sort(descending=True, stable=True)
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens already cover
-    p = max(p, torch.finfo(logits.dtype).tiny)  # a smaller p would round to 0 and remove even the first
-    removed = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    covered = ordered.softmax(-1, dtype=exact).cumsum(-1)
+    enough = covered >= p - torch.finfo(exact).eps  # 0.5 + 0.3, rounded, is enough for 0.8
+    removed = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order[..., 1:], enough[..., :-1])
     return logits.masked_fill(removed, -torch.inf)
 
 
@@ -102,7 +103,7 @@ def next_token_probabilities(logits: Tensor, config: SampleConfig, seen: Tensor 
     that leave nothing to draw.
     """
     logits = _scaled(logits, config, seen)
-    _check_finite(float(logits.amax(-1).sum()), config)
+    _check_finite(logits.amax(-1), config)
     if config.temperature == 0:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter(-1, best, 1.0)
@@ -126,8 +127,8 @@ def _scaled(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor
     return logits
 
 
-def _check_finite(largest: float, config: SampleConfig) -> None:
-    if not math.isfinite(largest):
+def _check_finite(largest: Tensor, config: SampleConfig) -> None:
+    if not bool(largest.isfinite().all()):
         raise ValueError(
             "The logits are not finite (the largest is NaN, inf or -inf), so there is nothing to draw from. "
             "Did the model's training diverge, does a filter of your own remove every token, or is the "
@@ -166,10 +167,10 @@ def next_tokens(logits: Tensor, config: SampleConfig, uniforms: Tensor, seen: Te
     """
     logits = _scaled(logits, config, seen)
     if config.temperature == 0:
-        _check_finite(float(logits.amax(-1).sum()), config)
+        _check_finite(logits.amax(-1), config)
         return logits.argmax(-1)
     if config.top_k is None:
-        _check_finite(float(logits.amax(-1).sum()), config)
+        _check_finite(logits.amax(-1), config)
         return draw(_after_top_k(logits, config), uniforms)
     logits, ids = _shortlist(logits, config)
     drawn = draw(_after_top_k(logits, config), uniforms)
@@ -181,7 +182,7 @@ def _shortlist(logits: Tensor, config: SampleConfig) -> tuple[Tensor, Tensor]:
     assert config.top_k is not None
     k, vocab = config.top_k, logits.shape[-1]
     values, ids = logits.topk(min(k + 1, vocab))
-    _check_finite(float(values[:, 0].sum()), config)
+    _check_finite(values[:, 0], config)
     if k < vocab and any(kth == after for kth, after in values[:, k - 1 :].tolist()):
         ties = int((logits >= values[:, k - 1 : k]).sum(-1).max())
         ids = logits.topk(ties).indices.sort(-1).values

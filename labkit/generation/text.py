@@ -5,13 +5,13 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from labkit.config import SampleConfig
-from labkit.generation.decoding import Prompt, decode, prompt_rows
+from labkit.generation.decode import Prompt, decode, prompt_rows, sample_config
 from labkit.model import GPT
 from labkit.text import Tokenizer
 
@@ -35,7 +35,7 @@ class Token:
     """Why the continuation ends here, if it does: max_new_tokens, the end-of-text token, a stop string."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Completion:
     """One continuation of a prompt, without the prompt."""
 
@@ -47,7 +47,11 @@ class Completion:
     @property
     def finish(self) -> Finish | None:
         """Why it ended."""
-        return self.tokens[-1].finish
+        return self.tokens[-1].finish if self.tokens else None
+
+    def __repr__(self) -> str:
+        shown = self.text if len(self.text) <= 60 else self.text[:59] + "…"
+        return f"Completion({shown!r}, {len(self.tokens)} tokens, finish={self.finish!r})"
 
 
 def complete(
@@ -58,13 +62,16 @@ def complete(
     *,
     seed: int = 0,
     logprobs: int | None = None,
+    **settings: Any,
 ) -> list[Completion]:
     """Continue one or several prompts, texts or lists of ids, each config.n times.
 
-    Completion i * n + j is the j-th of prompt i.  logprobs, and what raises: see `stream_tokens`.
+    Completion i * n + j is the j-th of prompt i.  Fields of config can be given by name, as for `generate`.
+    logprobs, and what raises: see `stream_tokens`.
     """
+    config = sample_config(config, settings, "complete")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    completions = [Completion() for _ in range(len(prompts) * (config or SampleConfig()).n)]
+    completions = [Completion() for _ in range(len(prompts) * config.n)]
     for token in stream_tokens(model, tokenizer, prompts, config, seed=seed, logprobs=logprobs):
         completions[token.number].text += token.text
         completions[token.number].tokens.append(token)
@@ -78,12 +85,15 @@ def stream(
     config: SampleConfig | None = None,
     *,
     seed: int = 0,
+    **settings: Any,
 ) -> Iterator[str]:
     """Continue a prompt, yielding the text piece by piece as it is written.
 
+    Fields of config can be given by name, as for `generate`.
     Raises ValueError for config.n above 1, and as `stream_tokens` does.
     """
-    if config is not None and config.n > 1:
+    config = sample_config(config, settings, "stream")
+    if config.n > 1:
         raise ValueError(f"stream: writes one text; for n={config.n} call complete or stream_tokens.")
     tokens = stream_tokens(model, tokenizer, [prompt], config, seed=seed)
     return (token.text for token in tokens if token.text)
@@ -107,7 +117,7 @@ def stream_tokens(
     Raises ValueError for an empty prompt, text that the tokenizer cannot encode, a stop string that the
     model can never write, or logprobs outside 0 to the vocabulary.
     """
-    config = config or SampleConfig()
+    config = sample_config(config, {}, "stream_tokens")
     if logprobs is not None and not 0 <= logprobs <= model.config.vocab_size:
         raise ValueError(f"logprobs={logprobs} must be from 0 to {model.config.vocab_size}, the vocabulary.")
     if config.eos_id is None:
@@ -144,7 +154,7 @@ def _tokens(
     texts = [_GrowingText(tokenizer, config.stop) for _ in range(len(rows) * config.n)]
     left = [config.max_new_tokens] * len(texts)
     for step in decode(model, rows, config, seed):
-        chances = None if logprobs is None else step.logits.log_softmax(-1)
+        log_probabilities = None if logprobs is None else step.logits.log_softmax(-1)
         for row, (number, token) in enumerate(zip(step.texts, step.tokens, strict=True)):
             left[number] -= 1
             finish: Finish | None = "length" if left[number] == 0 else None
@@ -157,17 +167,17 @@ def _tokens(
                     step.ended.add(number)
                 elif finish:
                     text += texts[number].end()
-            if chances is None:
+            if log_probabilities is None:
                 yield Token(number, token, text, None, (), finish)
             else:
-                likeliest = _likeliest(chances[row], logprobs or 0)
-                yield Token(number, token, text, float(chances[row, token]), likeliest, finish)
+                likeliest = _likeliest(log_probabilities[row], logprobs or 0)
+                yield Token(number, token, text, float(log_probabilities[row, token]), likeliest, finish)
 
 
-def _likeliest(chances: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+def _likeliest(log_probabilities: Tensor, count: int) -> tuple[tuple[int, float], ...]:
     if not count:
         return ()
-    best = torch.topk(chances, count)
+    best = torch.topk(log_probabilities, count)
     return tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 

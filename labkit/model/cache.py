@@ -73,7 +73,9 @@ class KVCache:
         self.slot = torch.zeros(1, dtype=torch.long, device=device)
         """Where a fixed cache puts the next token: length, as a tensor."""
         self.mask: Tensor | None = None
-        """What the tokens being read attend to; None for all slots or, in an empty cache, plain causal."""
+        """What the tokens being read attend to; None for all slots, or where causal for those up to each."""
+        self.causal = False
+        """Whether the cache was empty before the tokens being read, so that plain causal attention will do."""
         if fixed:
             self.positions = torch.zeros(batch, dtype=torch.long, device=device)
             self.hidden = torch.zeros(batch, self.capacity, dtype=torch.bool, device=device)
@@ -119,16 +121,19 @@ class KVCache:
                 "Clear it and read the last part of the text again, as generate does."
             )
         device, end = self.slot.device, self.length + seq
+        self.causal = False
         if self.fixed and seq == 1:
             assert self.hidden is not None
             reached = torch.arange(self.capacity, device=device) <= self.slot
             self.mask = (reached & ~self.hidden)[:, None, None]  # (batch, 1, 1, capacity)
-        elif self.length == 0 or (seq == 1 and self.hidden is None):
-            self.mask = None
+        elif self.length == 0:
+            self.mask, self.causal = None, seq > 1
         else:
-            self.mask = torch.ones(seq, end, dtype=torch.bool, device=device).tril(self.length)
-            if self.hidden is not None:
-                self.mask = self.mask & ~self.hidden[:, None, None, :end]  # (batch, 1, seq, slots)
+            reached = None
+            if seq > 1:
+                reached = torch.ones(seq, end, dtype=torch.bool, device=device).tril(self.length)
+            shown = None if self.hidden is None else ~self.hidden[:, None, None, :end]  # (batch, 1, 1, slots)
+            self.mask = reached if shown is None else shown if reached is None else reached & shown
 
     def advance(self, seq: int) -> None:
         """Count seq more tokens in every row: the model calls this after its last layer."""

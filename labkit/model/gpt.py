@@ -10,10 +10,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from labkit.config import GPTConfig
-from labkit.model.block import Block, build_norm
 from labkit.model.cache import KVCache
-from labkit.model.loss import Reduction, cross_entropy, linear_cross_entropy
-from labkit.model.positions import LearnedPositions, SinusoidalPositions, build_rotary
+from labkit.model.layers import (
+    Block,
+    Dropout,
+    LearnedPositions,
+    SinusoidalPositions,
+    build_norm,
+    build_rotary,
+    check_starts,
+    is_unchanged,
+)
+from labkit.model.loss import Reduction, check_targets, cross_entropy, linear_cross_entropy
 
 
 class GPT(nn.Module):
@@ -24,6 +32,7 @@ class GPT(nn.Module):
     cache: what was read before; ids come after it and are added to it.
     at: (batch,) one position of each row; then only its logits are computed, (batch, vocab_size).
     Raises ValueError for ids of another shape or kind, a longer sequence or ids outside the vocabulary.
+    Targets belong to `loss`.
 
     Initial values:
 
@@ -49,7 +58,7 @@ class GPT(nn.Module):
             self.positions = LearnedPositions(config.context_length, config.d_model)
         elif config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(config.context_length, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.activation_checkpointing = False
         """While training, keep only each block's input and compute the rest again (Chen et al., 2016)."""
         rotary = build_rotary(config)  # one table serves every layer
@@ -102,6 +111,7 @@ class GPT(nn.Module):
         if self.config.embedding_scale:
             x = x * self.config.d_model**0.5
         if self.positions is not None:
+            check_starts(start, len(ids))
             x = x + self.positions(ids.shape[1], start)
         return self.dropout(x)
 
@@ -109,13 +119,20 @@ class GPT(nn.Module):
         """What the output layer reads, (batch, seq, d_model); the arguments are those of the model."""
         self.check_ids(ids)
         if cache is not None:
+            if not isinstance(cache, KVCache):
+                raise TypeError(
+                    f"GPT: the second argument is a {type(cache).__name__}, not a KVCache. For the loss of "
+                    "targets call model.loss(ids, targets)."
+                )
             cache.begin(ids)
         x = self.embed(ids, 0 if cache is None else cache.positions)
         for number, block in enumerate(self.blocks):
-            if self.activation_checkpointing and self.training:
+            if cache is not None:
+                x = block(x, cache=cache.layers[number])
+            elif self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x) if cache is None else block(x, cache.layers[number])
+                x = block(x)
         if cache is not None:
             cache.advance(ids.shape[1])
         if at is not None:
@@ -131,22 +148,31 @@ class GPT(nn.Module):
         """Mean (or sum) of the cross-entropy in nats, over the targets that are not ignore_index.
 
         ids, targets: (batch, seq); targets[:, t] is the token that follows ids[:, t].  The logits of a large
-        vocabulary are never held all at once (`linear_cross_entropy`), so the head itself is not called.
-        Raises ValueError when the shapes differ or there is no mean because every target is ignored.
+        vocabulary are never held all at once (`linear_cross_entropy`), so neither the model nor its head is
+        called, unless somebody has changed them.
+        Raises ValueError when the shapes differ, for targets that are no tokens, or where there is no mean
+        because every target is ignored.
         """
         if ids.shape != targets.shape:
             raise ValueError(
                 f"GPT.loss: ids {tuple(ids.shape)} and targets {tuple(targets.shape)} differ in shape."
             )
+        check_targets(targets, self.config.vocab_size, ignore_index, "GPT.loss")
         checked = targets.device.type == "cpu" and not torch.compiler.is_compiling()
         if checked and reduction == "mean" and bool((targets == ignore_index).all()):
             raise ValueError(f"GPT.loss: every target is ignore_index={ignore_index}; nothing to learn from.")
         head, flat = self.head, targets.flatten()
-        if type(self).forward is not GPT.forward or type(head) is not nn.Linear or head.bias is not None:
-            # Somebody has put in an output layer of their own: what it says counts.
+        plain = type(head) is nn.Linear and head.bias is None and not self.forward_is_changed
+        if not plain or not (torch.compiler.is_compiling() or is_unchanged(head)):
             return cross_entropy(self(ids).flatten(0, 1), flat, ignore_index, reduction)
         hidden = self.hidden(ids).flatten(0, 1)  # (batch * seq, d_model)
         return linear_cross_entropy(hidden, head.weight, flat, ignore_index, reduction)
+
+    @property
+    def forward_is_changed(self) -> bool:
+        """Whether this model, or its class, has been given another `forward`, or a hook around it."""
+        hooked = type(self) is GPT and (self._forward_hooks or self._forward_pre_hooks)
+        return bool(hooked) or getattr(self.forward, "__func__", None) is not _FORWARD
 
     def num_parameters(self) -> int:
         """Trained numbers; a tied head is counted once."""
@@ -167,12 +193,17 @@ class GPT(nn.Module):
         return 6 * weights + attention
 
 
+_FORWARD = GPT.forward
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode (no dropout), and afterwards in the mode it was in."""
-    was_training = model.training
-    model.eval()
+    """The model in evaluation mode (no dropout), and afterwards every module in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    if any(training for _, training in modes):
+        model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training

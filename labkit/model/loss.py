@@ -25,14 +25,36 @@ def linear_cross_entropy(
     hidden: (tokens, d_model).  weight: (vocab, d_model).  targets: (tokens,); those equal to ignore_index do
     not count.  Equal to F.cross_entropy of the logits up to rounding, and so are its gradients: each chunk's
     are computed here, while its logits are at hand, and the backward pass only scales them.
+    Raises ValueError as `check_targets` does.
     Source: Hsu et al. (2024), "Liger Kernel", section 3.2; Wijmans et al. (2024), "Cut Your Losses".
     """
+    check_targets(targets, len(weight), ignore_index, "linear_cross_entropy")
     if len(hidden) * len(weight) <= SMALL:
         return cross_entropy(F.linear(hidden, weight), targets, ignore_index, reduction)
     grads = torch.is_grad_enabled()
     wanted = grads and hidden.requires_grad, grads and weight.requires_grad
     loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, ignore_index, reduction, wanted)
     return loss
+
+
+def check_targets(targets: Tensor, vocab: int, ignore_index: int, caller: str) -> None:
+    """Raise ValueError for targets that are neither tokens nor ignore_index.
+
+    On a GPU this would wait for the device at every step; there the loss itself asserts.
+    """
+    if targets.dtype.is_floating_point or targets.dtype == torch.bool:
+        raise ValueError(f"{caller}: targets are {targets.dtype}; expected whole numbers (torch.long).")
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    counted = targets[targets != ignore_index]
+    if not counted.numel():
+        return
+    low, high = (int(limit) for limit in counted.aminmax())
+    if low < 0 or high >= vocab:
+        raise ValueError(
+            f"{caller}: targets range from {low} to {high}; this model knows 0 to {vocab - 1}. For a target "
+            f"that does not count give {ignore_index} (ignore_index)."
+        )
 
 
 def cross_entropy(

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from labkit.text.assets import ASSETS, AssetError, asset_path, cache_dir, fetch, use_offline_tiktoken
+    from labkit.text.batches import (
+        Batches,
+        SequenceDataset,
+        ShuffledWindows,
+        TokenStream,
+        WindowDataset,
+        load_token_sequences,
+    )
     from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, train_bpe
     from labkit.text.chat import encode_chat
     from labkit.text.cleaning import CorpusError
-    from labkit.text.corpus import Corpus, Document, check_split
-    from labkit.text.encoding import encode_folder
+    from labkit.text.corpus import Corpus, Document, build_tokenizer, check_split, load_corpus
+    from labkit.text.encode import EncodedText, encode_folder, is_encoded
     from labkit.text.hf import (
         HFTokenizer,
         load_published_tokenizer,
@@ -22,28 +30,28 @@ if TYPE_CHECKING:
         save_published_tokenizer,
         tokenizer_from_gguf,
     )
-    from labkit.text.loading import build_tokenizer, load_corpus
-    from labkit.text.sequences import SequenceDataset, load_token_sequences
-    from labkit.text.shards import Shards, open_shards
     from labkit.text.tokenizers import END_OF_TEXT, CharTokenizer, Tokenizer, UnsupportedTokenizerError
-    from labkit.text.windows import Batches, ShuffledWindows, TokenStream, WindowDataset
 
 _HOME = {
     "assets": ("ASSETS", "AssetError", "asset_path", "cache_dir", "fetch", "use_offline_tiktoken"),
+    "batches": (
+        "Batches",
+        "SequenceDataset",
+        "ShuffledWindows",
+        "TokenStream",
+        "WindowDataset",
+        "load_token_sequences",
+    ),
     "bpe": ("BPETokenizer", "GPT2Tokenizer", "train_bpe"),
     "chat": ("encode_chat",),
     "cleaning": ("CorpusError",),
-    "corpus": ("Corpus", "Document", "check_split"),
-    "encoding": ("encode_folder",),
+    "corpus": ("Corpus", "Document", "build_tokenizer", "check_split", "load_corpus"),
+    "encode": ("EncodedText", "encode_folder", "is_encoded"),
     "hf": (
         *("HFTokenizer", "load_published_tokenizer", "load_tokenizer"),
         *("save_published_tokenizer", "tokenizer_from_gguf"),
     ),
-    "loading": ("build_tokenizer", "load_corpus"),
-    "sequences": ("SequenceDataset", "load_token_sequences"),
-    "shards": ("Shards", "open_shards"),
     "tokenizers": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "UnsupportedTokenizerError"),
-    "windows": ("Batches", "ShuffledWindows", "TokenStream", "WindowDataset"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -57,10 +65,10 @@ __all__ = [
     "Corpus",
     "CorpusError",
     "Document",
+    "EncodedText",
     "GPT2Tokenizer",
     "HFTokenizer",
     "SequenceDataset",
-    "Shards",
     "ShuffledWindows",
     "TokenStream",
     "Tokenizer",
@@ -73,11 +81,11 @@ __all__ = [
     "encode_chat",
     "encode_folder",
     "fetch",
+    "is_encoded",
     "load_corpus",
     "load_published_tokenizer",
     "load_token_sequences",
     "load_tokenizer",
-    "open_shards",
     "save_published_tokenizer",
     "tokenizer_from_gguf",
     "train_bpe",

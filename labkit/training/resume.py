@@ -20,11 +20,15 @@ from labkit.training.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from labkit.training.distributed import launch_id, restarted
-from labkit.training.environment import changes, environment
-from labkit.training.runs import Run, runs_dir
-from labkit.training.sharding import optimized, place_moments, split_moments, write_shards
-from labkit.training.threads import reuse_threads, settle_threads
+from labkit.training.parallel import (
+    launch_id,
+    optimized,
+    place_moments,
+    restarted,
+    split_moments,
+    write_shards,
+)
+from labkit.training.run import Run, changes, environment, runs_dir
 from labkit.training.trainer import Trainer
 
 
@@ -92,7 +96,6 @@ def start(trainer: Trainer, name: str) -> Run:
     run, began = ranks.broadcast(_begin(name, again) if ranks.rank == 0 else None)
     if began:
         restore(trainer, run)
-    settle_threads(trainer)
     return run
 
 
@@ -128,7 +131,7 @@ def restore(trainer: Trainer, run: Run) -> int:
         ranks.broadcast((_restore(trainer, run), torch.get_num_threads()))
     else:
         found, threads = ranks.broadcast()
-        trainer.threads = set_threads(threads)
+        set_threads(threads)
         if found:
             _load(trainer, *found)
     ranks.any(False)  # none goes on, and deletes old checkpoints, before all have read theirs
@@ -144,8 +147,7 @@ def _restore(trainer: Trainer, run: Run) -> tuple[Path, dict[str, Any]] | None:
         _refuse_changes(run, before, now)
         starts = run.rows("environment")
         if starts:
-            reuse_threads(trainer, starts[-1])
-        settle_threads(trainer)
+            _use_threads_again(trainer, starts[-1])
         if _never_saved(trainer, run):
             _warn(f"Run {run.id} was stopped before its first checkpoint; it starts again at step 0.")
         else:
@@ -164,6 +166,17 @@ def _restore(trainer: Trainer, run: Run) -> tuple[Path, dict[str, Any]] | None:
         if differences:
             _warn(f"run {run.id} goes on with differences, so results may differ: {'; '.join(differences)}.")
     return found
+
+
+def _use_threads_again(trainer: Trainer, started: dict[str, Any]) -> None:
+    """Compute with as many threads as the run's last start did: in other parts, sums round differently.
+
+    Not where the configuration names a number, or where the device or the number of processes changed.
+    """
+    threads, same_processes = started.get("threads"), started.get("processes") == trainer.ranks.world
+    on_cpu = trainer.device.type == "cpu" and str(started.get("device")).startswith("cpu")
+    if trainer.config.threads is None and on_cpu and same_processes and type(threads) is int and threads > 0:
+        set_threads(threads)
 
 
 def _never_saved(trainer: Trainer, run: Run) -> bool:

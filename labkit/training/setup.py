@@ -6,23 +6,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from labkit.config import DataConfig, GPTConfig, TrainConfig, as_dict
 from labkit.model import GPT
 from labkit.text import (
+    EncodedText,
     SequenceDataset,
-    Shards,
     Tokenizer,
     WindowDataset,
     build_tokenizer,
+    is_encoded,
     load_corpus,
     load_token_sequences,
-    open_shards,
 )
 from labkit.training.checkpoint import CheckpointInfo, load_weights, save_checkpoint
-from labkit.training.runs import Run
+from labkit.training.run import Run
 from labkit.training.trainer import Trainer, TrainingData
 
 HELD_OUT = 2**20
@@ -115,8 +116,8 @@ def load_data(
     """
     if data.sequences is not None:
         return _sequences(Path(data.sequences), context_length)
-    if (Path(data.corpus) / "index.json").is_file():
-        return _shards(data, context_length)
+    if is_encoded(data.corpus):
+        return _encoded(data, context_length)
     corpus = load_corpus(data.corpus)
     tokenizer = build_tokenizer(data.tokenizer, corpus)
     train = corpus.encode(tokenizer, "train", groups=data.groups)[: data.max_tokens]
@@ -143,15 +144,16 @@ def _sequences(path: Path, context_length: int) -> tuple[Tokenizer, SequenceData
     return tokenizer, parts[0], parts[1]
 
 
-def _shards(data: DataConfig, context_length: int) -> tuple[Tokenizer, Shards, Tensor]:
+def _encoded(data: DataConfig, context_length: int) -> tuple[Tokenizer, np.ndarray, Tensor]:
     """What `labkit encode` wrote; the last documents, about a hundredth of the ids, are held out."""
     if data.groups or data.val_groups or data.stride:
         raise ValueError("DataConfig: groups and stride go with a corpus of text, not with encoded ids.")
-    shards = open_shards(data.corpus)
-    latest = len(shards) - max(len(shards) // 100, context_length + 1)
+    encoded = EncodedText(data.corpus)
+    ids, begins = encoded.ids, encoded.documents
+    latest = len(ids) - max(len(ids) // 100, context_length + 1)
     if latest <= context_length:
-        raise ValueError(f"{data.corpus}: {len(shards)} ids are too few for context_length={context_length}.")
-    begins = int(shards.documents[shards.documents <= latest][-1])
-    cut = begins if begins > len(shards) // 2 else latest  # one long document is cut
-    held_out = torch.from_numpy(shards[cut : cut + HELD_OUT].astype("int64"))
-    return shards.tokenizer(), shards.head(min(cut, data.max_tokens or cut)), held_out
+        raise ValueError(f"{data.corpus}: {len(ids)} ids are too few for context_length={context_length}.")
+    last = int(begins[begins <= latest][-1])
+    cut = last if last > len(ids) // 2 else latest  # one long document is cut
+    held_out = torch.from_numpy(ids[cut : cut + HELD_OUT].astype("int64"))
+    return encoded.tokenizer(), ids[: min(cut, data.max_tokens or cut)], held_out

@@ -1,12 +1,13 @@
-"""The training loop, as a generator of events. It knows no screen and no disk."""
+"""The training loop, as a generator of typed events. It knows no screen and no disk."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +15,74 @@ from torch import Tensor, nn
 from labkit.analysis import perplexity
 from labkit.analysis.evaluate import summed_loss
 from labkit.config import SampleConfig, TrainConfig
-from labkit.device import autocast, best_device, choose_precision, seeded, set_threads, tune, warn_if_slow
+from labkit.device import (
+    autocast,
+    best_device,
+    choose_precision,
+    seeded,
+    set_threads,
+    training_threads,
+    tune,
+    warn_if_slow,
+)
 from labkit.generation import generate
 from labkit.model import GPT
 from labkit.text import Batches, SequenceDataset, ShuffledWindows, Tokenizer, TokenStream, WindowDataset
-from labkit.text.windows import IGNORE, Ids
-from labkit.training.distributed import Ranks, whole
-from labkit.training.events import (
-    Checkpoint,
-    End,
-    Evaluation,
-    Event,
-    Sample,
-    Step,
-    TrainingDivergedError,
-)
-from labkit.training.feed import Fed, Feed
-from labkit.training.optimizer import build_optimizer, check_shapes, freeze
-from labkit.training.schedule import scheduled_rate
-from labkit.training.threads import settle_threads
+from labkit.text.batches import IGNORE, Ids
+from labkit.training.optim import build_optimizer, check_shapes, freeze, scheduled_rate
+from labkit.training.parallel import Ranks, whole
 
 TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss or the gradient became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step has been taken. Loss in nats per token, before the step; tokens since the start."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The held-out loss after `step` steps, in nats per token, and its perplexity."""
+
+    step: int
+    val_loss: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text that the model wrote after `step` steps."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint is due; the trainer is between two steps, so its state is whole."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class End:
+    """All steps are taken."""
+
+    step: int
+
+
+Event = Step | Evaluation | Sample | Checkpoint | End
 
 
 class Trainer:
@@ -68,8 +116,7 @@ class Trainer:
         if config.sample_every and tokenizer is None:
             raise ValueError("Trainer: sample_every is set, so give tokenizer= to turn ids into text.")
         self.device = best_device(device)
-        set_threads(config.threads)
-        self.threads, self.threads_from = config.threads, ""
+        set_threads(config.threads or training_threads())
         self.precision = choose_precision(config.precision, self.device)
         warn_if_slow(self.precision, self.device)
         tune(self.device)
@@ -81,7 +128,7 @@ class Trainer:
         context = model.config.context_length
         self.data = _batches(train, context, config)
         _check_shares(self.data.batch_size, self.ranks.world)
-        self.feed = Feed(self.data, self.device, self.ranks.rank, self.ranks.world)
+        self.prefetcher = Prefetcher(self.data, self.device, self.ranks.rank, self.ranks.world)
         windows = val if isinstance(val, WindowDataset | SequenceDataset) else WindowDataset(val, context)
         count = config.eval_windows
         self.val_inputs, self.val_targets = next(windows.batches(count, limit=count))
@@ -118,7 +165,6 @@ class Trainer:
         An evaluation comes before the first step, every eval_every steps and after the last.  Raises
         TrainingDivergedError when loss or gradient is not finite; the model is left as before that step.
         """
-        settle_threads(self)
         while True:
             while self.pending:
                 event = self._make(self.pending[0])
@@ -157,9 +203,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * (group["peak"] / self.config.learning_rate)
         self.optimizer.zero_grad(set_to_none=True)
-        summed = self._backward(self.feed.batch(self.step))
+        summed = self._backward(self.prefetcher.batch(self.step))
         if self.step + 1 < self.total_steps:
-            self.feed.prepare(self.step + 1)
+            self.prefetcher.prepare(self.step + 1)
         loss = self.ranks.sum(summed.item()) / self.ranks.world
         self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]  # Combined is one in all it needs
         clip = self.config.grad_clip or math.inf
@@ -171,8 +217,8 @@ class Trainer:
         self.step, self.val_loss = self.step + 1, None
         return Step(self.step, loss, learning_rate, grad_norm, self.step * self.data.tokens_per_step)
 
-    def _backward(self, batch: Fed) -> Tensor:
-        """Sum the gradients of the mean loss over all targets, in passes of micro_batch_size sequences.
+    def _backward(self, batch: DeviceBatch) -> Tensor:
+        """Sum the gradients of the mean loss over all targets, micro_batch_size sequences at a time.
 
         The gradients of all processes are averaged, so each counts its targets world times.
         """
@@ -181,16 +227,16 @@ class Trainer:
         counts = [int((part != IGNORE).sum()) for part in batch.host_targets.split(size)]
         counted = self.ranks.sum(sum(counts))
         total = torch.zeros((), device=self.device)
-        passes = list(zip(batch.inputs.split(size), batch.targets.split(size), counts, strict=True))
+        micro_batches = list(zip(batch.inputs.split(size), batch.targets.split(size), counts, strict=True))
         seed = self.config.seed * 1_000_003 + self.step + self.ranks.rank * 2_654_435_761
         with seeded(seed, self.device):  # dropout
-            for number, (inputs, targets, count) in enumerate(passes, start=1):
+            for number, (inputs, targets, count) in enumerate(micro_batches, start=1):
                 share = world * count / counted if counted else 1.0
                 if not share:
                     if world == 1:
                         continue
                     targets = inputs  # any: times 0, but every process takes every pass
-                with self.ranks.pass_(last=number == len(passes)):
+                with self.ranks.gradient_sync(last=number == len(micro_batches)):
                     with autocast(self.device, self.precision):
                         loss = self._loss(inputs, targets) * share
                     self.scaler.scale(loss).backward()
@@ -295,3 +341,52 @@ def _encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if not ids:
         raise ValueError("Trainer: prompt is empty; samples need at least one character to start from.")
     return ids
+
+
+class DeviceBatch(NamedTuple):
+    """One process's rows of a batch, each (rows, context_length) int64."""
+
+    inputs: Tensor
+    targets: Tensor
+    host_targets: Tensor
+    """The targets in host memory, where they are counted without waiting for the GPU."""
+
+
+class Prefetcher:
+    """Batches by step.  On CUDA the next one can be prepared while a step computes.
+
+    What was prepared is no state: a batch depends on its step alone, and one for another step is dropped.
+    """
+
+    def __init__(self, data: Batches, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        self.data, self.device, self.rank, self.world = data, device, rank, world
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ready: tuple[int, DeviceBatch] | None = None
+
+    def batch(self, step: int) -> DeviceBatch:
+        """The batch of a step, on the device; a CPU does not wait for its copy, the GPU does."""
+        if self._copies is None:
+            inputs, targets = self._pick(step)
+            return DeviceBatch(inputs.to(self.device), targets.to(self.device), targets)
+        if self._ready is None or self._ready[0] != step:
+            self.prepare(step)
+        assert self._ready is not None
+        batch, self._ready = self._ready[1], None
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._copies)
+        for tensor in (batch.inputs, batch.targets):
+            tensor.record_stream(computing)  # or a later copy could take its memory while it is read
+        return batch
+
+    def prepare(self, step: int) -> None:
+        """On CUDA: pick the batch of a step and start to copy it, beside what the GPU computes."""
+        if self._copies is None:
+            return
+        # Only from pinned memory does a copy run beside the program; PyTorch gives none of it away before.
+        inputs, targets = (ids.pin_memory() for ids in self._pick(step))
+        with torch.cuda.stream(self._copies):
+            copies = inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        self._ready = step, DeviceBatch(*copies, targets)
+
+    def _pick(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.data.batch(step, rank=self.rank, world=self.world)

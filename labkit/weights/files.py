@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from labkit.io import fresh_folder
+from labkit.model import GPT
 from labkit.text import Tokenizer, save_published_tokenizer
 
 WEIGHTS = (
@@ -27,6 +30,7 @@ WRITTEN = {
     *("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"),
     *("vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja"),
 }
+"""What a folder holds that `write_model` has written."""
 
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the weights. Fetch them: git lfs pull.",
@@ -65,16 +69,24 @@ def read_tensors(source: Path) -> dict[str, Tensor]:
     raise ValueError(f"{source}: holds no weights. Expected one of {', '.join(WEIGHTS)}; found {found}.")
 
 
-def _read_index(path: Path) -> dict[str, Tensor]:
-    """Tensors of several files, as an index names them."""
-    where = read_json(path).get("weight_map")
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index of several weights files says.
+
+    Raises ValueError, naming the index, where it names none, or anything but weights files beside it.
+    """
+    where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(file, str) for file in where.values()):
-        raise ValueError(f'{path}: expected "weight_map", which names the file of each tensor.')
+        raise ValueError(f'{index}: expected "weight_map", which names the file of each tensor.')
     for file in set(where.values()):
-        if not re.fullmatch(r"[\w][\w.-]*\.(safetensors|bin)", file):
+        if not re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", file, re.ASCII):
             raise ValueError(
-                f"{path}: {file!r} is not the name of a weights file beside it. Nothing was read."
+                f"{index}: {file!r} is not the name of a weights file beside it. Nothing was read."
             )
+    return where
+
+
+def _read_index(path: Path) -> dict[str, Tensor]:
+    where = weight_map(path)
     shards = {file: _read_file(path.parent / file) for file in sorted(set(where.values()))}
     for name, file in where.items():
         if name not in shards[file]:
@@ -127,6 +139,29 @@ def _read_torch(path: Path, *, mapped: bool) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise ValueError(f"{path}: {name} is not a plain tensor ({tensor.layout}, {tensor.dtype}).")
     return content
+
+
+def fitting_tokenizer(load: Callable[[], Tokenizer | None], model: GPT, source: Path) -> Tokenizer | None:
+    """The tokenizer that `load` gives for a model; None, with a warning, where labkit has none of its kind.
+
+    Raises ValueError, naming the source, for a damaged one, and for one with more ids than the model.
+    """
+    from labkit.text import UnsupportedTokenizerError
+
+    try:
+        tokenizer = load()
+    except UnsupportedTokenizerError as error:
+        warnings.warn(f"{source}: {error} The model is loaded without a tokenizer.", stacklevel=4)
+        return None
+    except ValueError as error:
+        raise ValueError(f"{source}: the tokenizer is damaged. {error}") from error
+    vocab_size = model.config.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size:,} ids, the model only {vocab_size:,}: they "
+            "belong to different models."
+        )
+    return tokenizer
 
 
 def write_model(

@@ -9,48 +9,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labkit.config import GPTConfig
 from labkit.model import GPT
 from labkit.text import GPT2Tokenizer, Tokenizer, load_published_tokenizer
-from labkit.weights.checks import check_sizes, fitting_tokenizer
-from labkit.weights.files import WEIGHTS, read_json, read_tensors, write_model
-from labkit.weights.hub import download
-from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
-from labkit.weights.tensorflow import is_tf_checkpoint, read_tf_checkpoint
+from labkit.weights.files import WEIGHTS, fitting_tokenizer, read_json, read_tensors, write_model
+from labkit.weights.formats.tensorflow import is_tf_checkpoint, read_tf_checkpoint
+from labkit.weights.hub import find
+from labkit.weights.mapping import (
+    Layout,
+    LoadedModel,
+    collect,
+    described_model,
+    load_into,
+    refuse_other_computations,
+)
 
-_ATTENTION = "blocks.{i}.attention."
+_OURS = "blocks.{i}.attention."
 
-GPT2 = (
-    Rule("wte.weight", "token_embedding.weight"),
-    Rule("wpe.weight", "positions.weight"),
-    Rule("h.{i}.ln_1.weight", "blocks.{i}.norm1.weight"),
-    Rule("h.{i}.ln_1.bias", "blocks.{i}.norm1.bias"),
-    Rule(
-        "h.{i}.attn.c_attn.weight",
-        (_ATTENTION + "query.weight", _ATTENTION + "key.weight", _ATTENTION + "value.weight"),
-        transpose=True,
-    ),
-    Rule(
-        "h.{i}.attn.c_attn.bias",
-        (_ATTENTION + "query.bias", _ATTENTION + "key.bias", _ATTENTION + "value.bias"),
-    ),
-    Rule("h.{i}.attn.c_proj.weight", _ATTENTION + "out.weight", transpose=True),
-    Rule("h.{i}.attn.c_proj.bias", _ATTENTION + "out.bias"),
-    Rule("h.{i}.ln_2.weight", "blocks.{i}.norm2.weight"),
-    Rule("h.{i}.ln_2.bias", "blocks.{i}.norm2.bias"),
-    Rule("h.{i}.mlp.c_fc.weight", "blocks.{i}.mlp.up.weight", transpose=True),
-    Rule("h.{i}.mlp.c_fc.bias", "blocks.{i}.mlp.up.bias"),
-    Rule("h.{i}.mlp.c_proj.weight", "blocks.{i}.mlp.down.weight", transpose=True),
-    Rule("h.{i}.mlp.c_proj.bias", "blocks.{i}.mlp.down.bias"),
-    Rule("ln_f.weight", "norm.weight"),
-    Rule("ln_f.bias", "norm.bias"),
-    Rule("lm_head.weight", "head.weight"),
+GPT2 = Layout(
+    {
+        "wte.weight": "token_embedding.weight",
+        "wpe.weight": "positions.weight",
+        "h.{i}.ln_1.weight": "blocks.{i}.norm1.weight",
+        "h.{i}.ln_1.bias": "blocks.{i}.norm1.bias",
+        "h.{i}.attn.c_attn.weight": (_OURS + "query.weight", _OURS + "key.weight", _OURS + "value.weight"),
+        "h.{i}.attn.c_attn.bias": (_OURS + "query.bias", _OURS + "key.bias", _OURS + "value.bias"),
+        "h.{i}.attn.c_proj.weight": _OURS + "out.weight",
+        "h.{i}.attn.c_proj.bias": _OURS + "out.bias",
+        "h.{i}.ln_2.weight": "blocks.{i}.norm2.weight",
+        "h.{i}.ln_2.bias": "blocks.{i}.norm2.bias",
+        "h.{i}.mlp.c_fc.weight": "blocks.{i}.mlp.up.weight",
+        "h.{i}.mlp.c_fc.bias": "blocks.{i}.mlp.up.bias",
+        "h.{i}.mlp.c_proj.weight": "blocks.{i}.mlp.down.weight",
+        "h.{i}.mlp.c_proj.bias": "blocks.{i}.mlp.down.bias",
+        "ln_f.weight": "norm.weight",
+        "ln_f.bias": "norm.bias",
+        "lm_head.weight": "head.weight",
+    },
+    transposed=("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"),
+    without_weights=r"h\.\d+\.attn\.(bias|masked_bias)",  # old files hold the causal mask of each layer
 )
 """GPT-2's names (Radford et al., 2019, in the PyTorch form of the transformers library) and ours."""
 
-MASKS = r"h\.\d+\.attn\.(bias|masked_bias)"
-"""Old files hold the causal mask of each layer."""
-
+_FIELDS = {  # in config.json, and of GPTConfig
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+    "n_inner": "d_ff",
+    "layer_norm_epsilon": "norm_eps",
+    "resid_pdrop": "dropout",
+    "attn_pdrop": "attention_dropout",
+}
+_DEFAULTS = {"vocab_size": 50257, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
@@ -63,22 +74,20 @@ def load_gpt2(source: str | Path) -> LoadedModel:
     else from the tensors.  float32 weights stay in the mapped file until they are touched.
     Raises ValueError, naming the file, what was wrong and what to do, for anything that is no GPT-2.
     """
-    path = Path(source).expanduser()
-    if not path.exists():
-        path = download(str(source))
+    path = find(source)
     folder = path if path.is_dir() else path.parent
     if path.is_dir() and is_tf_checkpoint(path) and not any((path / name).is_file() for name in WEIGHTS):
         tensors = read_tf_checkpoint(path)
     else:
         tensors = _plain_names(read_tensors(path), path)
-    config = _config(folder, tensors)
-    if config.tie_weights:
+    fields, described = _config(folder, tensors)
+    if fields["tie_weights"]:
         tensors.pop("lm_head.weight", None)
-    model = empty_model(config)
-    report = load_into(model, tensors, GPT2, source=path, without_weights=MASKS)
+    model = described_model(fields, tensors, described)
+    report = load_into(model, tensors, GPT2, path)
 
     def load_tokenizer() -> Tokenizer | None:
-        default = GPT2Tokenizer if config.vocab_size == 50257 else lambda: None
+        default = GPT2Tokenizer if model.config.vocab_size == 50257 else lambda: None
         return load_published_tokenizer(folder) or default()
 
     return LoadedModel(model, fitting_tokenizer(load_tokenizer, model, folder), report)
@@ -105,27 +114,19 @@ def save_gpt2(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None
     described = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
-        "n_inner": config.d_ff,
+        **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
         "activation_function": "gelu" if config.activation == "gelu" else "gelu_new",
-        "layer_norm_epsilon": config.norm_eps,
-        "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
-        "attn_pdrop": config.attention_dropout,
         "tie_word_embeddings": config.tie_weights,
         "bos_token_id": eos,
         "eos_token_id": eos,
         "dtype": "float32",
     }
-    tensors = collect(model, GPT2)
-    named = {
-        name if name == "lm_head.weight" else f"transformer.{name}": each for name, each in tensors.items()
+    tensors = {
+        name if name == "lm_head.weight" else f"transformer.{name}": tensor
+        for name, tensor in collect(model, GPT2).items()
     }
-    return write_model(folder, described, named, tokenizer)
+    return write_model(folder, described, tensors, tokenizer)
 
 
 def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -138,41 +139,33 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return plain
 
 
-def _config(folder: Path, tensors: dict[str, Tensor]) -> GPTConfig:
-    """Sizes from config.json or hparams.json, else from the tensors.  Raises ValueError where they fail."""
+def _config(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Path]:
+    """Fields of GPTConfig, and what they were read from: config.json, hparams.json, or the tensors.
+
+    Raises ValueError where they cannot be told.
+    """
     wte, wpe = tensors.get("wte.weight"), tensors.get("wpe.weight")
     if wte is None or wpe is None or wte.ndim != 2 or wpe.ndim != 2:
         names = ", ".join(list(tensors)[:4])
         raise ValueError(f"{folder}: is no GPT-2: wte.weight or wpe.weight is missing. It has {names}, ….")
     head = tensors.get("lm_head.weight")
-    shape: dict[str, Any] = {"tie_weights": head is None or torch.equal(head, wte)}
+    tied = {"tie_weights": head is None or torch.equal(head, wte)}
     if (file := folder / "config.json").is_file():
-        shape |= _published_config(file)
-    elif (file := folder / "hparams.json").is_file():
+        return tied | _published_config(file), file
+    if (file := folder / "hparams.json").is_file():
         found = read_json(file)
-        shape |= {ours: found.get(theirs) for ours, theirs in _HPARAMS.items()}
-    else:
-        layers = [int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d{1,4}\.", name)]
-        (vocab_size, d_model), context_length = wte.shape, len(wpe)
-        if d_model % 64:
-            raise ValueError(
-                f"{folder}: there is no config.json, and d_model={d_model} is no multiple of 64, the size "
-                "of GPT-2's heads, so their number cannot be told. Put the config.json beside the weights."
-            )
-        file = folder
-        shape |= {"vocab_size": vocab_size, "context_length": context_length, "d_model": d_model}
-        shape |= {"n_layers": max(layers, default=-1) + 1, "n_heads": d_model // 64}
-    check_sizes(shape, tensors, file)
-    return GPTConfig(**shape)
-
-
-_HPARAMS = {
-    "vocab_size": "n_vocab",
-    "context_length": "n_ctx",
-    "d_model": "n_embd",
-    "n_layers": "n_layer",
-    "n_heads": "n_head",
-}
+        found |= {"vocab_size": found.get("n_vocab"), "n_positions": found.get("n_ctx")}
+        return tied | {ours: found[theirs] for theirs, ours in _FIELDS.items() if theirs in found}, file
+    vocab_size, d_model = wte.shape
+    layers = [int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d{1,4}\.", name)]
+    if d_model % 64:
+        raise ValueError(
+            f"{folder}: there is no config.json, and d_model={d_model} is no multiple of 64, the size "
+            "of GPT-2's heads, so their number cannot be told. Put the config.json beside the weights."
+        )
+    sizes = {"vocab_size": vocab_size, "context_length": len(wpe), "d_model": d_model}
+    sizes |= {"n_layers": max(layers, default=-1) + 1, "n_heads": d_model // 64}
+    return tied | sizes, folder
 
 
 def _published_config(file: Path) -> dict[str, Any]:
@@ -183,24 +176,15 @@ def _published_config(file: Path) -> dict[str, Any]:
             f"{file}: describes model_type={found.get('model_type')!r}, not a GPT-2. "
             "load_llama reads the llama family."
         )
-    activation = found.get("activation_function", "gelu_new")
-    for name, needed, value in (
-        ("activation_function", "one of " + ", ".join(_ACTIVATIONS), activation in _ACTIVATIONS),
-        ("scale_attn_weights", True, found.get("scale_attn_weights", True)),
-        ("scale_attn_by_inverse_layer_idx", False, not found.get("scale_attn_by_inverse_layer_idx")),
-        ("add_cross_attention", False, not found.get("add_cross_attention")),
-    ):
-        if not value:
-            raise ValueError(f"{file}: {name}={found.get(name)!r}; labkit computes {needed} only.")
-    return {
-        "vocab_size": found.get("vocab_size", 50257),
-        "context_length": found.get("n_positions", found.get("n_ctx", 1024)),
-        "d_model": found["n_embd"],
-        "n_layers": found.get("n_layer"),
-        "n_heads": found.get("n_head"),
-        "d_ff": found.get("n_inner"),
-        "activation": _ACTIVATIONS[activation],
-        "norm_eps": found.get("layer_norm_epsilon", 1e-5),
-        "dropout": found.get("resid_pdrop", 0.1),
-        "attention_dropout": found.get("attn_pdrop", 0.1),
-    }
+    found = {"n_positions": found.get("n_ctx", 1024), "activation_function": "gelu_new"} | _DEFAULTS | found
+    refuse_other_computations(
+        file,
+        {
+            "activation_function": (found["activation_function"], tuple(_ACTIVATIONS)),
+            "scale_attn_weights": (found.get("scale_attn_weights", True), (True,)),
+            "scale_attn_by_inverse_layer_idx": (found.get("scale_attn_by_inverse_layer_idx"), (None, False)),
+            "add_cross_attention": (found.get("add_cross_attention"), (None, False)),
+        },
+    )
+    fields = {ours: found.get(theirs) for theirs, ours in _FIELDS.items()}
+    return fields | {"activation": _ACTIVATIONS[found["activation_function"]]}

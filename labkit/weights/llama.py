@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +12,79 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from labkit.config import GPTConfig
+from labkit.io import cache_dir
 from labkit.model import GPT
 from labkit.text import Tokenizer, load_published_tokenizer, tokenizer_from_gguf
-from labkit.text.assets import ASSETS, asset_path, cache_dir
-from labkit.weights.checks import check_sizes, fitting_tokenizer
-from labkit.weights.files import read_json, read_tensors, write_model
-from labkit.weights.gguf import read_gguf
-from labkit.weights.hub import download
-from labkit.weights.mapping import LoadedModel, Rule, collect, empty_model, load_into
-
-_HF, _GGUF, _OURS = "model.layers.{i}.", "blk.{i}.", "blocks.{i}."
-
-_NAMES = (
-    ("model.embed_tokens.weight", "token_embd.weight", "token_embedding.weight"),
-    (_HF + "input_layernorm.weight", _GGUF + "attn_norm.weight", _OURS + "norm1.weight"),
-    (_HF + "self_attn.q_proj.weight", _GGUF + "attn_q.weight", _OURS + "attention.query.weight"),
-    (_HF + "self_attn.q_proj.bias", _GGUF + "attn_q.bias", _OURS + "attention.query.bias"),
-    (_HF + "self_attn.k_proj.weight", _GGUF + "attn_k.weight", _OURS + "attention.key.weight"),
-    (_HF + "self_attn.k_proj.bias", _GGUF + "attn_k.bias", _OURS + "attention.key.bias"),
-    (_HF + "self_attn.v_proj.weight", _GGUF + "attn_v.weight", _OURS + "attention.value.weight"),
-    (_HF + "self_attn.v_proj.bias", _GGUF + "attn_v.bias", _OURS + "attention.value.bias"),
-    (_HF + "self_attn.o_proj.weight", _GGUF + "attn_output.weight", _OURS + "attention.out.weight"),
-    (_HF + "self_attn.o_proj.bias", _GGUF + "attn_output.bias", _OURS + "attention.out.bias"),
-    (_HF + "post_attention_layernorm.weight", _GGUF + "ffn_norm.weight", _OURS + "norm2.weight"),
-    (_HF + "mlp.gate_proj.weight", _GGUF + "ffn_gate.weight", _OURS + "mlp.gate.weight"),
-    (_HF + "mlp.gate_proj.bias", _GGUF + "ffn_gate.bias", _OURS + "mlp.gate.bias"),
-    (_HF + "mlp.up_proj.weight", _GGUF + "ffn_up.weight", _OURS + "mlp.up.weight"),
-    (_HF + "mlp.up_proj.bias", _GGUF + "ffn_up.bias", _OURS + "mlp.up.bias"),
-    (_HF + "mlp.down_proj.weight", _GGUF + "ffn_down.weight", _OURS + "mlp.down.weight"),
-    (_HF + "mlp.down_proj.bias", _GGUF + "ffn_down.bias", _OURS + "mlp.down.bias"),
-    ("model.norm.weight", "output_norm.weight", "norm.weight"),
-    ("lm_head.weight", "output.weight", "head.weight"),
+from labkit.text.assets import ASSETS, asset_path
+from labkit.weights.files import fitting_tokenizer, read_json, read_tensors, write_model
+from labkit.weights.formats.gguf import read_gguf
+from labkit.weights.hub import find
+from labkit.weights.mapping import (
+    Layout,
+    LoadedModel,
+    collect,
+    described_model,
+    load_into,
+    refuse_other_computations,
 )
-_INTERLEAVED = re.compile(r"blk\.\{i\}\.attn_[qk]\..*")
 
-LLAMA = tuple(Rule(published, ours) for published, _, ours in _NAMES)
+_BLOCK = (  # in the transformers library, in GGUF files, and ours; each has a weight and may have a bias
+    ("input_layernorm", "attn_norm", "norm1"),
+    ("self_attn.q_proj", "attn_q", "attention.query"),
+    ("self_attn.k_proj", "attn_k", "attention.key"),
+    ("self_attn.v_proj", "attn_v", "attention.value"),
+    ("self_attn.o_proj", "attn_output", "attention.out"),
+    ("post_attention_layernorm", "ffn_norm", "norm2"),
+    ("mlp.gate_proj", "ffn_gate", "mlp.gate"),
+    ("mlp.up_proj", "ffn_up", "mlp.up"),
+    ("mlp.down_proj", "ffn_down", "mlp.down"),
+)
+
+
+def _block_names(prefix: str, column: int) -> dict[str, str]:
+    return {
+        f"{prefix}.{{i}}.{row[column]}.{kind}": f"blocks.{{i}}.{row[2]}.{kind}"
+        for row in _BLOCK
+        for kind in ("weight", "bias")
+    }
+
+
+LLAMA = Layout(
+    {
+        "model.embed_tokens.weight": "token_embedding.weight",
+        **_block_names("model.layers", 0),
+        "model.norm.weight": "norm.weight",
+        "lm_head.weight": "head.weight",
+    },
+    without_weights=r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",  # in old files
+)
 """The names of Llama (Touvron et al., 2023, in the form of the transformers library) and ours."""
 
-GGUF_LLAMA = tuple(
-    Rule(gguf, ours, interleaved=_INTERLEAVED.fullmatch(gguf) is not None) for _, gguf, ours in _NAMES
+GGUF_LLAMA = Layout(
+    {
+        "token_embd.weight": "token_embedding.weight",
+        **_block_names("blk", 1),
+        "output_norm.weight": "norm.weight",
+        "output.weight": "head.weight",
+    },
+    interleaved=("attn_q.weight", "attn_q.bias", "attn_k.weight", "attn_k.bias"),
 )
-"""The names of llama models in GGUF files and ours; rotary pairs are neighbours there."""
+"""The names of llama models in GGUF files and ours."""
 
-_FREQUENCIES = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-"""Old files hold the rotary frequencies of each layer."""
-
-_KIND: dict[str, Any] = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu"}
+_FIELDS = {  # in config.json, and of GPTConfig
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "intermediate_size": "d_ff",
+    "attention_dropout": "attention_dropout",
+    "rms_norm_eps": "norm_eps",
+    "tie_word_embeddings": "tie_weights",
+}
+_DEFAULTS = {"max_position_embeddings": 2048, "attention_dropout": 0.0, "rms_norm_eps": 1e-6}
+_ARCHITECTURE: dict[str, Any] = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu"}
 
 
 def load_llama(source: str | Path) -> LoadedModel:
@@ -73,9 +99,7 @@ def load_llama(source: str | Path) -> LoadedModel:
     """
     if source == "smollm2":
         return _load_smollm2()
-    path = Path(source).expanduser()
-    if not path.exists():
-        path = download(str(source))
+    path = find(source)
     published = path.is_dir() or path.suffix in (".safetensors", ".bin", ".json")
     return _load_published(path) if published else _load_gguf(path)
 
@@ -88,68 +112,59 @@ def save_llama(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = Non
     cannot hold.
     """
     config, folder = model.config, Path(folder)
-    wrong = [name for name, needed in _KIND.items() if getattr(config, name) != needed]
+    wrong = [name for name, needed in _ARCHITECTURE.items() if getattr(config, name) != needed]
     if wrong or config.embedding_scale:
         fields = ", ".join(f"{name}={getattr(config, name)!r}" for name in wrong or ["embedding_scale"])
         raise ValueError(f"save_llama: the llama layout has no {fields}. save_gpt2 writes models like GPT-2.")
-    attention_bias, mlp_bias = config.qkv_bias or config.bias, config.bias
-    eos = None if tokenizer is None else tokenizer.eos_id
+    biases = {"self_attn": config.qkv_bias or config.bias, "mlp": config.bias}
     described = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
+        **{theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()},
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.ff_dim,
         "hidden_act": "silu",
-        "attention_bias": attention_bias,
-        "mlp_bias": mlp_bias,
-        "attention_dropout": config.attention_dropout,
-        "rms_norm_eps": config.norm_eps,
+        "attention_bias": biases["self_attn"],
+        "mlp_bias": biases["mlp"],
         "rope_theta": config.rope_base,  # transformers 4; 5 reads the next line
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
-        "tie_word_embeddings": config.tie_weights,
         "bos_token_id": None,
-        "eos_token_id": eos,
+        "eos_token_id": None if tokenizer is None else tokenizer.eos_id,
         "dtype": "float32",
     }
-    with_bias = {"self_attn": attention_bias, "mlp": mlp_bias}
-    rules = [
-        rule
-        for rule in LLAMA
-        if not rule.theirs.endswith("bias")
-        or any(part in rule.theirs for part in with_bias if with_bias[part])
-    ]
-    return write_model(folder, described, collect(model, rules), tokenizer)
+    names = {
+        theirs: ours
+        for theirs, ours in LLAMA.names.items()
+        if theirs.endswith("weight") or any(has and part in theirs for part, has in biases.items())
+    }
+    return write_model(folder, described, collect(model, replace(LLAMA, names=names)), tokenizer)
 
 
 def _load_published(path: Path) -> LoadedModel:
     folder = path if path.is_dir() else path.parent
-    shape = _published_config(folder / "config.json")
+    fields = _published_config(folder / "config.json")
     tensors = read_tensors(path)
     if not any(name.startswith("model.") for name in tensors):  # saved without its output layer
         tensors = {name if name == "lm_head.weight" else f"model.{name}": t for name, t in tensors.items()}
     embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
-    if shape["tie_weights"] and head is not None and embedding is not None:
-        shape["tie_weights"] = torch.equal(head, embedding)
-        if shape["tie_weights"]:
+    if fields["tie_weights"] and head is not None and embedding is not None:
+        fields["tie_weights"] = torch.equal(head, embedding)
+        if fields["tie_weights"]:
             del tensors["lm_head.weight"]
-    model = _empty(shape, tensors, folder)
-    report = load_into(model, tensors, LLAMA, source=path, without_weights=_FREQUENCIES)
+    model = described_model(fields, tensors, folder)
+    report = load_into(model, tensors, LLAMA, path)
     tokenizer = fitting_tokenizer(lambda: load_published_tokenizer(folder), model, path)
     return LoadedModel(model, tokenizer, report)
 
 
 def _load_gguf(path: Path) -> LoadedModel:
     metadata, packed = read_gguf(path)
-    shapes = packed.shapes()
-    model = _empty(_gguf_config(path, metadata, shapes), shapes, path)
-    tensors = {name: packed[name] for name in tqdm(packed, desc=f"unpack {path.name}", leave=False)}
-    report = load_into(model, tensors, GGUF_LLAMA, source=path)
+    shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in packed.items()}
+    model = described_model(_gguf_config(path, metadata, shapes), shapes, path)
+    bar = tqdm(packed.items(), desc=f"unpack {path.name}", leave=False)
+    tensors = {name: tensor.unpack() for name, tensor in bar}
+    report = load_into(model, tensors, GGUF_LLAMA, path)
     if "tokenizer.ggml.model" not in metadata:
         return LoadedModel(model, None, report)
     return LoadedModel(model, fitting_tokenizer(lambda: tokenizer_from_gguf(metadata), model, path), report)
@@ -182,27 +197,9 @@ def _load_smollm2() -> LoadedModel:
     return _load_published(folder)
 
 
-def _empty(shape: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Path) -> GPT:
-    check_sizes(shape, tensors, source)
-    try:
-        return empty_model(GPTConfig(**_KIND | dict(shape)))
-    except ValueError as error:
-        raise ValueError(f"{source}: describes a model that cannot be. {error}") from error
-
-
-def _refuse_other_computations(where: str, checks: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
-    """checks: by name, the value found and those with which labkit computes the same."""
-    for name, (value, allowed) in checks.items():
-        if value not in allowed:
-            raise ValueError(
-                f"{where}: {name}={value!r}, but labkit computes {' or '.join(map(repr, allowed))} only. Its "
-                "predictions would be wrong, so the model is not loaded."
-            )
-
-
 def _published_config(file: Path) -> dict[str, Any]:
     """Fields of GPTConfig from a config.json.  Raises ValueError for what we would compute otherwise."""
-    found = read_json(file)
+    found = _DEFAULTS | read_json(file)
     if found.get("model_type") != "llama":
         raise ValueError(
             f"{file}: describes model_type={found.get('model_type')!r}, not 'llama'. load_gpt2 reads GPT-2."
@@ -214,8 +211,8 @@ def _published_config(file: Path) -> dict[str, Any]:
     head_dim = d_model // heads if isinstance(heads, int) and isinstance(d_model, int) and heads else None
     partial = found.get("partial_rotary_factor", rope.get("partial_rotary_factor"))
     attention_bias, mlp_bias = bool(found.get("attention_bias")), bool(found.get("mlp_bias"))
-    _refuse_other_computations(
-        str(file),
+    refuse_other_computations(
+        file,
         {
             "hidden_act": (found.get("hidden_act", "silu"), ("silu", "swish")),
             "head_dim": (found.get("head_dim"), (None, head_dim or found.get("head_dim"))),
@@ -227,21 +224,10 @@ def _published_config(file: Path) -> dict[str, Any]:
             "mlp_bias": (mlp_bias, (attention_bias,)),
         },
     )
-    return {
-        "vocab_size": found.get("vocab_size"),
-        "context_length": found.get("max_position_embeddings", 2048),
-        "d_model": d_model,
-        "n_layers": found.get("num_hidden_layers"),
-        "n_heads": heads,
-        "n_kv_heads": found.get("num_key_value_heads"),
-        "d_ff": found.get("intermediate_size"),
-        "attention_dropout": found.get("attention_dropout", 0.0),
-        "qkv_bias": attention_bias,
-        "bias": mlp_bias,
-        "norm_eps": found.get("rms_norm_eps", 1e-6),
-        "rope_base": rope.get("rope_theta", found.get("rope_theta", 10000.0)),
-        "tie_weights": bool(found.get("tie_word_embeddings")),
-    }
+    fields = {ours: found.get(theirs) for theirs, ours in _FIELDS.items()}
+    fields |= {"qkv_bias": attention_bias, "bias": mlp_bias}
+    fields |= {"tie_weights": bool(found.get("tie_word_embeddings"))}
+    return _ARCHITECTURE | fields | {"rope_base": rope.get("rope_theta", found.get("rope_theta", 10000.0))}
 
 
 def _gguf_config(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -252,8 +238,8 @@ def _gguf_config(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, T
 
     heads, d_model = found("attention.head_count"), found("embedding_length")
     head_dim = d_model // heads if isinstance(heads, int) and isinstance(d_model, int) and heads else None
-    _refuse_other_computations(
-        str(path),
+    refuse_other_computations(
+        path,
         {
             "general.architecture": (metadata.get("general.architecture"), ("llama",)),
             "rope.scaling.type": (found("rope.scaling.type"), (None, "none")),
@@ -268,7 +254,7 @@ def _gguf_config(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, T
     )
     embedding = shapes.get("token_embd.weight")
     eps = found("attention.layer_norm_rms_epsilon")
-    return {
+    return _ARCHITECTURE | {
         "vocab_size": None if embedding is None else len(embedding),
         "context_length": found("context_length"),
         "d_model": d_model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,75 +14,49 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from labkit.config import GPTConfig
-from labkit.model import GPT, RotaryPositions, SinusoidalPositions
+from labkit.model import GPT, RotaryPositions, SinusoidalPositions, evaluating
 from labkit.text import Tokenizer
-from labkit.weights.checks import check_numbers, some
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One row of a mapping table: a published tensor, and the parameter or parameters that it becomes.
+class Layout:
+    """What a family of published models calls the parameters of our GPT, and how it stores them.
 
-    theirs, ours: names; {i} stands for the number of a layer.  Where several of ours share the published
-    tensor, it is cut along its output features, in this order.
-    transpose: stored as (in, out), as GPT-2's linear layers are; `nn.Linear` has (out, in).
-    interleaved: rotary pairs are neighbours, features (0, 1), (2, 3), …, as in GGUF files; ours are the
-    features i and i + head_dim / 2.
+    names: published name to ours; {i} stands for the number of a layer.  Where one published tensor holds
+    several of ours, they follow each other along its output features.
+    transposed: endings of the published names that are stored as (in, out); `nn.Linear` has (out, in).
+    interleaved: endings of those whose rotary pairs are neighbours, features (0, 1), (2, 3), …, as in GGUF
+    files; ours are the features i and i + head_dim / 2.
+    without_weights: pattern of published names that hold no weights, such as the masks in old files.
     """
 
-    theirs: str
-    ours: str | tuple[str, ...]
-    transpose: bool = False
-    interleaved: bool = False
+    names: Mapping[str, str | tuple[str, ...]]
+    transposed: tuple[str, ...] = ()
+    interleaved: tuple[str, ...] = ()
+    without_weights: str = ""
 
-    def names(self, layer: int) -> tuple[str, list[str]]:
-        """The published name and ours, in one layer."""
-        ours = [self.ours] if isinstance(self.ours, str) else self.ours
-        return self.theirs.replace("{i}", str(layer)), [name.replace("{i}", str(layer)) for name in ours]
+    def rows(self, model: GPT, *, missing_biases: bool = False) -> Iterator[tuple[str, list[str]]]:
+        """Each published name that concerns this model, layer by layer, and our names in it.
 
-    def to_ours(self, tensor: Tensor, sizes: Sequence[int], head_dim: int) -> list[Tensor]:
-        """Our tensors of so many output features each: views of the published one, except interleaved ones.
-
-        Raises ValueError where its output features are not as many.
+        missing_biases: also those that hold biases which this model lacks.
         """
-        shape = tuple(tensor.shape)
-        tensor = tensor.mT if self.transpose and tensor.ndim > 1 else tensor
-        if len(sizes) == 1:
-            pieces = [tensor]
-        elif tensor.ndim and len(tensor) == sum(sizes):
-            pieces = list(tensor.split(list(sizes)))
-        else:
-            parts = ", ".join(map(str, sizes))
-            hint = (
-                " It is transposed: is it stored as (out, in)?" if tensor.shape[1:] == (sum(sizes),) else ""
-            )
-            raise ValueError(f"A tensor of shape {shape} cannot be cut into parts of {parts}.{hint}")
-        return [_pairs(piece, head_dim, neighbours=False) if self.interleaved else piece for piece in pieces]
+        known = {name for name, _ in model.named_parameters()}
+        for theirs, ours in self.names.items():
+            ours = (ours,) if isinstance(ours, str) else ours
+            for i in range(model.config.n_layers if "{i}" in theirs else 1):
+                here = [name.format(i=i) for name in ours]
+                if known.issuperset(here) or (missing_biases and here[0].endswith("bias")):
+                    yield theirs.format(i=i), here
 
-    def to_theirs(self, pieces: Sequence[Tensor], head_dim: int) -> Tensor:
-        """The published tensor, contiguous, from our tensors."""
-        pieces = [_pairs(p, head_dim, neighbours=True) if self.interleaved else p for p in pieces]
-        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return (joined.mT if self.transpose and joined.ndim > 1 else joined).contiguous()
-
-    def operation(self, part: int) -> str:
-        """What is done to the published tensor to get our tensor number `part`."""
-        steps = ["transposed"] if self.transpose else []
-        if not isinstance(self.ours, str):
-            steps.append(f"part {part + 1} of {len(self.ours)}")
-        steps += ["rotary pairs taken apart"] if self.interleaved else []
+    def operation(self, theirs: str, part: int, parts: int) -> str:
+        """What is done to a published tensor to get the parameter that is this part of it."""
+        steps = ["transposed"] if theirs.endswith(self.transposed) else []
+        steps += [f"part {part + 1} of {parts}"] if parts > 1 else []
+        steps += ["rotary pairs taken apart"] if theirs.endswith(self.interleaved) else []
         return ", ".join(steps) or "as it is"
-
-
-def _pairs(tensor: Tensor, head_dim: int, *, neighbours: bool) -> Tensor:
-    """Rotary pairs put side by side, or each pair's second halves gathered behind the first ones."""
-    if len(tensor) % head_dim:
-        return tensor  # its shape is refused in a moment
-    inner = (-1, 2, head_dim // 2) if neighbours else (-1, head_dim // 2, 2)
-    return tensor.unflatten(0, inner).transpose(1, 2).flatten(0, 2)
 
 
 class Assigned(NamedTuple):
@@ -111,12 +85,90 @@ class Report:
 
 
 class LoadedModel(NamedTuple):
-    """A published model: in evaluation mode, on the CPU, float32."""
+    """A model from a file: in evaluation mode, on the CPU, float32."""
 
     model: GPT
     tokenizer: Tokenizer | None
     """None where the files hold none that labkit reads."""
     report: Report
+
+
+def load_into(model: GPT, tensors: Mapping[str, Tensor], layout: Layout, source: str | Path) -> Report:
+    """Give a model, as `empty_model` makes it, the published tensors, and see that it can compute with them.
+
+    Where it can be, a parameter is a view of the published tensor.
+    Raises ValueError, naming the source, for missing, unknown and ill-fitting tensors, and for numbers that
+    are not finite or huge.
+    """
+    parameters = dict(model.named_parameters())
+    assigned: list[Assigned] = []
+    used: dict[str, Tensor] = {}
+    missing: list[str] = []
+    for theirs, ours in layout.rows(model):
+        if theirs not in tensors:
+            missing.append(theirs)
+            continue
+        published = used[theirs] = tensors[theirs]
+        shape, dtype = tuple(published.shape), str(published.dtype).removeprefix("torch.")
+        try:
+            parts = _parts(published, theirs.endswith(layout.transposed), [len(parameters[n]) for n in ours])
+            for i, (name, part) in enumerate(zip(ours, parts, strict=True)):
+                if theirs.endswith(layout.interleaved):
+                    part = _pairs(part, model.config.head_dim, neighbours=False)
+                assign(model, name, part)  # refuses another shape
+                how = layout.operation(theirs, i, len(ours))
+                assigned.append(Assigned(theirs, name, shape, tuple(part.shape), dtype, how))
+        except ValueError as error:
+            raise ValueError(f"{source}: {theirs} does not fit. {error}") from error
+    pattern = layout.without_weights
+    left_out = [name for name in tensors if pattern and re.fullmatch(pattern, name)]
+    unknown = [name for name in tensors if name not in used and name not in left_out]
+    if missing or unknown:
+        raise ValueError(
+            f"{source}: is not the model that its configuration describes. "
+            f"Missing: {_some(missing)}. Not known: {_some(unknown)}."
+        )
+    _check_numbers(model, used, source)
+    return Report(assigned, left_out)
+
+
+def collect(model: GPT, layout: Layout) -> dict[str, Tensor]:
+    """The published tensors of a model: `load_into` backwards. A bias that the model lacks is zero."""
+    parameters = {name: each.detach() for name, each in model.named_parameters()}
+    tensors = {}
+    for theirs, ours in layout.rows(model, missing_biases=True):
+        parts = []
+        for name in ours:
+            if name not in parameters:
+                weight = parameters[name.removesuffix("bias") + "weight"]
+                parameters[name] = weight.new_zeros(len(weight))
+            part = parameters[name]
+            if theirs.endswith(layout.interleaved):
+                part = _pairs(part, model.config.head_dim, neighbours=True)
+            parts.append(part)
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)  # (out, in)
+        tensors[theirs] = (tensor.mT if theirs.endswith(layout.transposed) else tensor).contiguous()
+    return tensors
+
+
+def _parts(published: Tensor, transposed: bool, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Our tensors, of so many output features each, as views of a published one."""
+    tensor = published.mT if transposed and published.ndim > 1 else published  # (out, in)
+    if len(sizes) == 1:
+        return [tensor]
+    if tensor.ndim == 0 or len(tensor) != sum(sizes):
+        shape, parts = tuple(published.shape), ", ".join(map(str, sizes))
+        hint = " It is transposed: is it stored as (out, in)?" if tensor.shape[1:] == (sum(sizes),) else ""
+        raise ValueError(f"A tensor of shape {shape} cannot be split into parts of {parts}.{hint}")
+    return tensor.split(list(sizes))
+
+
+def _pairs(tensor: Tensor, head_dim: int, *, neighbours: bool) -> Tensor:
+    """Rotary pairs put side by side, or each pair's second halves gathered behind the first ones."""
+    if len(tensor) % head_dim:
+        return tensor  # `assign` refuses its shape
+    inner = (-1, 2, head_dim // 2) if neighbours else (-1, head_dim // 2, 2)
+    return tensor.unflatten(0, inner).transpose(1, 2).flatten(0, 2)
 
 
 def empty_model(config: GPTConfig) -> GPT:
@@ -138,6 +190,41 @@ class _NoInitialValues(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **kwargs or {})
+
+
+def described_model(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str | Path) -> GPT:
+    """An empty model of the configuration that a file describes.
+
+    Raises ValueError, naming the source, for sizes that no tensor has, before a model of them is built, and
+    for a configuration that cannot be.
+    """
+    largest = max((max(tensor.shape, default=0) for tensor in tensors.values()), default=0)
+    limits = {"vocab_size": largest, "d_model": largest, "n_heads": largest, "n_layers": len(tensors)}
+    limits |= {"d_ff": largest, "context_length": 2**20}
+    for name, limit in limits.items():
+        value = fields.get(name)
+        if value is None and name != "d_ff":
+            raise ValueError(f"{source}: does not say {name}.")
+        if value is not None and not (type(value) is int and 1 <= value <= limit):
+            raise ValueError(f"{source}: {name}={value!r} does not fit the tensors (1 to {limit:,}).")
+    try:
+        return empty_model(GPTConfig(**fields))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: describes a model that cannot be. {error}") from error
+
+
+def refuse_other_computations(source: Path, checks: Mapping[str, tuple[Any, tuple[Any, ...]]]) -> None:
+    """Raise ValueError for settings of a file under which labkit would compute something else.
+
+    checks: by name, the value found and those with which labkit computes the same.
+    """
+    for name, (value, allowed) in checks.items():
+        if value not in allowed:
+            computed = " or ".join(map(repr, allowed))
+            raise ValueError(
+                f"{source}: {name}={value!r}, but labkit computes {computed} only. Its predictions would be "
+                "wrong, so the model is not loaded."
+            )
 
 
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -176,80 +263,33 @@ def _hint(name: str, expected: tuple[int, ...], provided: tuple[int, ...]) -> st
     return "It belongs to a model of another size, or two names were swapped."
 
 
-def load_into(
-    model: GPT,
-    tensors: Mapping[str, Tensor],
-    rules: Sequence[Rule],
-    *,
-    source: str | Path,
-    without_weights: str = "",
-) -> Report:
-    """Give a model, as `empty_model` makes it, the published tensors, and see that it can compute with them.
+_LARGEST = 1e6  # no logit or weight of a trained model comes near; one flipped bit of an exponent makes 1e37
 
-    without_weights: pattern of names that hold no weights, such as masks.
-    Raises ValueError, naming the source, for missing, unknown and ill-fitting tensors, and for numbers that
-    are not finite or huge.
+
+def _check_numbers(model: GPT, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Look at every published tensor, and predict once.  Raises ValueError for numbers that make no sense.
+
+    The tensors as they lie in the file, which is ten times as fast as views of them.
+    A huge weight need not show in a prediction: the next norm scales it away, until a text meets it.
     """
-    parameters = dict(model.named_parameters())
-    head_dim = model.config.head_dim
-    rows: list[Assigned] = []
-    missing: list[str] = []
-    used: set[str] = set()
-    for rule, theirs, ours in _expanded(model, rules):
-        used.add(theirs)
-        if theirs not in tensors:
-            missing.append(theirs)
-            continue
-        tensor = tensors[theirs]
-        try:
-            pieces = rule.to_ours(tensor, [len(parameters[name]) for name in ours], head_dim)
-            for part, (name, piece) in enumerate(zip(ours, pieces, strict=True)):
-                assign(model, name, piece)
-                shapes = tuple(tensor.shape), tuple(piece.shape)
-                rows.append(Assigned(theirs, name, *shapes, _dtype(tensor), rule.operation(part)))
-        except ValueError as error:
-            raise ValueError(f"{source}: {theirs} does not fit. {error}") from error
-    left_out = [name for name in tensors if without_weights and re.fullmatch(without_weights, name)]
-    unknown = [name for name in tensors if name not in used and name not in left_out]
-    if missing or unknown:
-        raise ValueError(
-            f"{source}: is not the model that its configuration describes. "
-            f"Missing: {some(missing)}. Not known: {some(unknown)}."
-        )
-    check_numbers(model, {name: tensors[name] for name in used}, source)
-    return Report(rows, left_out)
+
+    def sensible(tensor: Tensor) -> bool:
+        low, high = tensor.aminmax()
+        return bool(max(-low, high) < _LARGEST)  # false also for NaN
+
+    wrong = [name for name, tensor in tensors.items() if not sensible(tensor)]
+    # Two tokens: attention has something to weigh, and eight would take three times as long.
+    ids = torch.arange(min(2, model.config.vocab_size, model.config.context_length))[None]
+    with torch.inference_mode(), evaluating(model):
+        if not wrong and sensible(model(ids)):
+            return
+    raise ValueError(
+        f"{source}: its predictions are not finite, or huge; so are the weights {_some(wrong)}. The file is "
+        "damaged, or its numbers overflowed when it was stored."
+    )
 
 
-def collect(model: GPT, rules: Sequence[Rule]) -> dict[str, Tensor]:
-    """The published tensors of a model: `load_into` backwards. A bias that the model lacks is zero."""
-    parameters = {name: each.detach() for name, each in model.named_parameters()}
-
-    def ours_or_zero(name: str) -> Tensor:
-        if name in parameters:
-            return parameters[name]
-        weight = parameters[name.removesuffix("bias") + "weight"]
-        return weight.new_zeros(len(weight))
-
-    return {
-        theirs: rule.to_theirs([ours_or_zero(name) for name in ours], model.config.head_dim)
-        for rule, theirs, ours in _expanded(model, rules, with_missing_biases=True)
-    }
-
-
-def _expanded(
-    model: GPT, rules: Sequence[Rule], *, with_missing_biases: bool = False
-) -> list[tuple[Rule, str, list[str]]]:
-    """Every row of the table that concerns this model, once for each layer."""
-    known = {name for name, _ in model.named_parameters()}
-    rows = []
-    for rule in rules:
-        for layer in range(model.config.n_layers if "{i}" in rule.theirs else 1):
-            theirs, ours = rule.names(layer)
-            biases = with_missing_biases and ours[0].endswith("bias")
-            if biases or known.issuperset(ours):
-                rows.append((rule, theirs, ours))
-    return rows
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (", ".join(names[:6]) or "none") + more

@@ -9,20 +9,19 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional
+
+from labstudio.cli.options import Number, Switch, Text
 
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="[RUNS]", help_behavior_hint="")]
-Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
-Switch = Annotated[bool, FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
 SHORTEST_TOKEN = 16
-_TOKEN_SIGNS = set(string.ascii_letters + string.digits + "-_.~")  # they mean nothing else in an address
+_TOKEN_CHARACTERS = set(string.ascii_letters + string.digits + "-_.~")  # need no escaping in an address
 
 _PUBLIC = (
     "dashboard: --public lets other machines reach this page, so it needs a token of your own: --token, or "
-    "the variable LABKIT_TOKEN. Whoever has the token and reaches the port can start trainings and read the "
-    "models and texts of this machine with your rights, and nothing on the way is encrypted. An SSH tunnel "
+    "the variable LABKIT_TOKEN. Anyone with the token who reaches the port can start trainings and read the "
+    "models and texts of this machine with your rights, and the connection is not encrypted. An SSH tunnel "
     "is safer: run `labkit dashboard --port 8900` here, `ssh -L 8900:127.0.0.1:8900 THIS-MACHINE` there, and "
     "open the printed address there."
 )
@@ -37,10 +36,10 @@ def dashboard(
 ) -> int:
     """Look at runs in a browser: compare them, follow and start trainings, try checkpoints.
 
-    The page is for this machine alone, and its address carries a token. Whoever has the token can start, stop
-    and resume trainings, try every model in the folder, and by way of a training read any text that you can
-    read; programs of their own they cannot run. Ctrl-C ends the dashboard (exit code 0); trainings that it
-    started go on.
+    Only this machine can open the page, and its address carries a token. Anyone with the token can start,
+    stop and resume trainings, try every model in the folder, and through a training read any text that you
+    can read; they cannot run programs of their own. Ctrl-C ends the dashboard (exit code 0); trainings that
+    it started continue.
 
     Args:
         runs: Folder of runs; the one that `labkit train` writes to when not given.
@@ -53,7 +52,7 @@ def dashboard(
     token = os.environ.pop("LABKIT_TOKEN", "") or None if token is None else token
     if public and token is None:
         raise ValueError(_PUBLIC)
-    if token is not None and (len(token) < SHORTEST_TOKEN or not set(token) <= _TOKEN_SIGNS):
+    if token is not None and (len(token) < SHORTEST_TOKEN or not set(token) <= _TOKEN_CHARACTERS):
         raise ValueError(
             f"dashboard: the token has {len(token)} characters; it needs at least {SHORTEST_TOKEN}, of "
             "letters, digits, -, _, . and ~. Leave it out to get a new one."

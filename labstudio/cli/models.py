@@ -1,4 +1,4 @@
-"""What a command writes with: a run, the shipped model, or weights from elsewhere."""
+"""What a command works with: a run, the shipped model, or weights from elsewhere; and where it computes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from labkit.model import GPT
     from labkit.text import Tokenizer
     from labkit.training import Run
@@ -30,6 +32,30 @@ def open_model(source: str, checkpoint: str | None = None) -> tuple[GPT, Tokeniz
         return load_model(source)[:2]
     run = run or Run.open(source)
     return run.load() if checkpoint is None else _load_checkpoint(run, checkpoint)
+
+
+def open_with_tokenizer(command: str, source: str, checkpoint: str | None = None) -> tuple[GPT, Tokenizer]:
+    """`open_model` for commands that need a tokenizer.  Raises ValueError where there is none."""
+    model, tokenizer = open_model(source, checkpoint)
+    if tokenizer is None:
+        raise ValueError(
+            f"{command}: {source} has no tokenizer that labkit reads. Put the model's tokenizer.json, or its "
+            "vocab.json and merges.txt, beside the weights."
+        )
+    return model, tokenizer
+
+
+def choose_device(command: str, device: str | None, threads: int | None, parameters: int) -> torch.device:
+    """The device of this name, the best there is for None; from now on with so many CPU threads.
+
+    threads: None for what the largest model, of so many parameters, decodes best with.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"{command}: threads={threads} must be at least 1.")
+    from labkit.device import best_device, decoding_threads, set_threads
+
+    set_threads(threads or decoding_threads(parameters))
+    return best_device(device)
 
 
 def run_named(source: str) -> Run | None:

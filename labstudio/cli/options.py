@@ -1,15 +1,24 @@
-"""What several commands take: the model's shape, the kind of tokenizer."""
+"""Options that several commands share: how optional values are shown, and the model's shape."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
 
-from labkit.config import GPTConfig, Positions
+from tyro.conf import FlagCreatePairsOff, arg
+
+from labkit.config import Activation, GPTConfig, Norm, Positions
+
+Text = Annotated[str | None, arg(metavar="TEXT", help_behavior_hint="")]
+Number = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Switch = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """A preset, and what to change in it."""
+    """A preset, and what to change in it: every field of GPTConfig but vocab_size, the tokenizer's."""
 
     preset: str = "char-mini"
     """Model shape: char-mini, report, nano, gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2-135m."""
@@ -20,16 +29,35 @@ class ModelOptions:
     n_layers: int | None = None
     """Number of blocks."""
     n_heads: int | None = None
-    """Attention heads per block."""
+    """Attention heads per block; must divide d_model."""
+    n_kv_heads: int | None = None
+    """Key/value heads (grouped-query attention); must divide n_heads."""
+    d_ff: int | None = None
+    """Hidden features of the feed-forward network."""
     dropout: float | None = None
-    """Dropout on embeddings and residuals."""
+    """Dropout on embeddings and on what each block adds to the residual stream."""
+    attention_dropout: float | None = None
+    """Dropout on the attention weights."""
+    qkv_bias: bool | None = None
+    """Biases on the query, key and value projections."""
+    bias: bool | None = None
+    """Biases on every other linear layer of a block, and on layer norms."""
     positions: Positions | None = None
     """How order enters the model."""
+    norm: Norm | None = None
+    """Normalisation before attention, feed-forward network and output layer."""
+    activation: Activation | None = None
+    """gelu is exact; gelu_tanh is GPT-2's approximation; swiglu gates."""
+    tie_weights: bool | None = None
+    """Use the token embedding as the output layer."""
+    embedding_scale: bool | None = None
+    """Multiply token embeddings by sqrt(d_model)."""
+    norm_eps: float | None = None
+    """Added to the variance before the norm divides by its root."""
+    rope_base: float | None = None
+    """Base of the rotary wavelengths."""
 
-    def build(self, vocab_size: int | None = None) -> GPTConfig:
-        """The model's configuration, for a tokenizer of this size."""
+    def build(self) -> GPTConfig:
+        """The model's configuration, with the preset's vocabulary."""
         changes = {name: value for name, value in asdict(self).items() if value is not None}
-        preset = changes.pop("preset")
-        if vocab_size is not None:
-            changes["vocab_size"] = vocab_size
-        return GPTConfig.preset(preset, **changes)
+        return GPTConfig.preset(changes.pop("preset"), **changes)

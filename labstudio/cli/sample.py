@@ -1,31 +1,37 @@
-"""`labkit sample`."""
+"""`labkit sample`: text from a prompt, or from one prompt after another (--interactive)."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import stat
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
-from labkit.config import SampleConfig
-from labstudio.cli.models import open_model
-from labstudio.cli.prompts import prompt_text
+from labkit.config import SampleConfig, as_dict
+from labstudio.cli.models import choose_device, open_with_tokenizer
+from labstudio.cli.options import File, Number, Switch, Text
 
 if TYPE_CHECKING:
     from labkit.model import GPT
     from labkit.text import Tokenizer
 
 RunOrFolder = Annotated[str | None, tyro.conf.arg(metavar="[RUN]", help_behavior_hint="")]
-Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
-File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
-Switch = Annotated[bool, FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+
+HELP = """\
+Type a text and the model continues it; an empty line begins at a line break. Ctrl-C stops the writing.
+  /set NAME VALUE   change a setting: /set temperature 0.7, /set top_k none, /set stop "the end" exeunt
+  /settings         show all settings
+  /help             show this
+  /quit             leave (so does Ctrl-D)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class SampleOptions(SampleConfig):
     """How text is drawn. Filters work in this order: repetition penalty, temperature, top-k, top-p, min-p."""
 
     def __post_init__(self) -> None:
-        """Leave the checks to SampleConfig, whose messages need no frame."""
+        """Leave the checks to SampleConfig: its messages are printed without tyro's frame."""
 
 
 DEFAULTS = SampleOptions()
@@ -64,7 +70,7 @@ def sample(
             the answer alone.
         seed: The same seed gives the same text; text i of --n draws with seed + i - 1.
         device: cpu, cuda or mps; the best there is when not given.
-        threads: CPU threads; PyTorch's choice when not given.
+        threads: CPU threads; when not given, one for a small model, else all cores that may be used.
     """
     config = SampleConfig(**vars(settings))
     if interactive and (prompt is not None or prompt_file is not None):
@@ -72,24 +78,17 @@ def sample(
     if interactive and chat:
         raise ValueError("sample: --chat answers one message; leave --interactive out.")
     text = "" if interactive else prompt_text(prompt, prompt_file)
-    if threads is not None and threads < 1:
-        raise ValueError(f"sample: threads={threads} must be at least 1.")
     if not 0 <= seed < 2**63:
         raise ValueError(f"sample: seed={seed} must be from 0 to {2**63 - 1}.")
 
-    from labkit.device import best_device, set_threads
-
-    set_threads(threads)
-    place = best_device(device)
-    model, tokenizer = _load(run)
+    model, tokenizer = open_with_tokenizer("sample", run or "shipped")
+    place = choose_device("sample", device, threads, model.num_parameters())
     model.to(place)
     try:
         if interactive:
-            from labstudio.cli.interactive import converse
-
             return converse(model, tokenizer, config, seed)
         write(model, tokenizer, text, config, seed, chat=chat)
-    except BrokenPipeError:  # whoever read has seen enough; a second complaint at exit is avoided
+    except BrokenPipeError:  # the reader has seen enough; this avoids a second error at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -100,7 +99,7 @@ def write(
     """Print prompt and continuation as it is written; settings.n of them one after another.
 
     chat: the prompt is a message, and only the answer is printed.
-    All are written at once; the first that is not finished is shown as it grows.
+    All are generated together; the first unfinished one is shown as it grows.
     """
     from labkit.generation import stream_tokens
     from labkit.text import encode_chat
@@ -138,11 +137,119 @@ def _begin(prompt: str, number: int, n: int, seed: int) -> None:
     print(prompt, end="", flush=True)
 
 
-def _load(run: str | None) -> tuple[GPT, Tokenizer]:
-    model, tokenizer = open_model(run or "shipped")
-    if tokenizer is None:
+def prompt_text(prompt: str | None, file: Path | None) -> str:
+    """What to continue: the prompt, the file's text, or what is piped in; else a line break.
+
+    Raises ValueError for a prompt and a file at once, and for a file that is no readable UTF-8 text.
+    """
+    if prompt is not None and file is not None:
+        raise ValueError("sample: give --prompt or --prompt-file, not both.")
+    if prompt is not None:
+        return prompt
+    if file is None and not _piped():
+        return "\n"
+    if file is None or str(file) == "-":
+        return _read(sys.stdin.buffer.read(), "standard input")
+    try:
+        return _read(file.read_bytes(), str(file))
+    except OSError as error:
+        raise ValueError(f"sample: {file} cannot be read ({error.strerror}).") from error
+
+
+def _read(data: bytes, source: str) -> str:
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"sample: {source} is not UTF-8 text ({error}).") from error
+    return text if text == "\n" else text.removesuffix("\n")
+
+
+def _piped() -> bool:
+    """Whether standard input is a pipe or a file, rather than a keyboard or nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+    return False
+
+
+def converse(model: GPT, tokenizer: Tokenizer, settings: SampleConfig, seed: int) -> int:
+    """Continue one prompt after another until the user leaves; returns the exit code.
+
+    Each text moves the seed on, so that the same prompt gives another text the next time.
+    """
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 - input() edits lines and remembers them once it is imported
+
+    print(HELP)
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print()
+            return 130
+        except UnicodeDecodeError as error:
+            print(f"labkit: what was typed is not {error.encoding} text.", file=sys.stderr)
+            continue
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "/quit":
+                return 0
+            elif command == "/help":
+                print(HELP)
+            elif command == "/settings":
+                for name, value in (as_dict(settings) | {"seed": seed}).items():
+                    print(f"  {name:<20}{_shown(value)}")
+            elif command == "/set":
+                settings, seed = changed(settings, seed, rest)
+            elif command.startswith("/"):
+                print(f"{command} is no command. /help lists them.", file=sys.stderr)
+            else:
+                write(model, tokenizer, line or "\n", settings, seed)
+                seed += settings.n
+        except BrokenPipeError:
+            raise
+        except (ValueError, RuntimeError, OSError) as error:
+            print(f"labkit: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print()
+            seed += settings.n
+
+
+def changed(settings: SampleConfig, seed: int, words: str) -> tuple[SampleConfig, int]:
+    """Settings and seed after `/set` with these words.  Raises ValueError for what it cannot set."""
+    name, *values = shlex.split(words) or [""]
+    name = name.replace("-", "_")
+    known = [*as_dict(settings), "seed"]
+    if name not in known:
+        raise ValueError(f"/set: {name!r} is no setting. Choose from {', '.join(known)}.")
+    if name == "stop":
+        return replace(settings, stop=() if values == ["none"] else tuple(values)), seed
+    if len(values) != 1:
         raise ValueError(
-            f"sample: {run} has no tokenizer that labkit reads. Put the model's tokenizer.json, or its "
-            "vocab.json and merges.txt, beside the weights."
+            f"/set {name}: needs one value, such as /set {name} {_shown(as_dict(settings).get(name, 0))}."
         )
-    return model, tokenizer
+    value = _number(values[0])
+    if name == "seed":
+        if not (isinstance(value, int) and 0 <= value < 2**63):
+            raise ValueError(f"/set seed: {values[0]!r} must be a whole number from 0 on.")
+        return settings, value
+    return replace(settings, **{name: value}), seed
+
+
+def _number(word: str) -> Any:
+    """The number that a word stands for; SampleConfig says what is wrong with any other word."""
+    if word.lower() == "none":
+        return None
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    return word
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return shlex.join(value) or "none" if isinstance(value, list) else str(value)

@@ -42,7 +42,7 @@ def serve(
         checkpoint: A run's name or folder (`labkit runs`), smollm2, a folder or file of weights, or a
             published model's name; else labkit's own model, under the name shipped.
         device: cpu, cuda or mps; the best there is when not given.
-        threads: CPU threads; PyTorch's choice when not given.
+        threads: CPU threads; when not given, one for a small model, else all cores that may be used.
     """
     config = ServeConfig(
         **vars(settings) | {"token": settings.token or os.environ.get("LABKIT_TOKEN") or None}
@@ -51,13 +51,14 @@ def serve(
         raise ValueError(f"serve: threads={threads} must be at least 1.")
     try:
         import fastapi  # noqa: F401
+        import sse_starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise RuntimeError(f"serve: needs {error.name}. Install it: pip install 'labkit[serve]'") from error
 
     import secrets
 
-    from labkit.device import best_device, hand_over_cores, set_threads
+    from labkit.device import best_device, decoding_threads, hand_over_cores, set_threads
     from labstudio.cli.models import open_model
     from labstudio.serve.app import create_app
     from labstudio.serve.server import Server, address, listen
@@ -65,7 +66,6 @@ def serve(
     made = config.token is None
     if made:
         config = replace(config, token=secrets.token_urlsafe())
-    set_threads(threads)
     place = best_device(device)
     with listen(config) as sock:
         model, tokenizer = open_model(checkpoint or "shipped")
@@ -73,6 +73,7 @@ def serve(
             raise ValueError(
                 f"serve: {checkpoint} has no tokenizer that labkit reads, so it cannot write text."
             )
+        set_threads(threads or decoding_threads(model.num_parameters()))
         name = Path(checkpoint or "shipped").name
         server = Server(create_app(model.to(place), tokenizer, config, name=name))
         hand_over_cores()  # to the thread that will write

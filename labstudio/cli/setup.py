@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from labkit.config import TokenizerName, TrainConfig
+from labkit.config import DataConfig, TrainConfig
 from labstudio.cli.options import ModelOptions
 
 
@@ -30,17 +30,9 @@ def fetch(names: Positional[tuple[str, ...]] = ()) -> int:
 def doctor(
     model: OmitArgPrefixes[ModelOptions] = ModelOptions(),
     train: OmitArgPrefixes[TrainConfig] = TrainConfig(),
-    corpus: str = "shakespeare",
-    tokenizer: TokenizerName = "char",
-    stride: int | None = None,
+    data: OmitArgPrefixes[DataConfig] = DataConfig(),
 ) -> int:
-    """Check that training would work: versions, memory, disk, text, model, causal mask.
+    """Check that training would work: versions, memory, disk, text, model, causal mask."""
+    from labstudio.cli.checklist import report, run_checks
 
-    Args:
-        corpus: Name in corpus/corpora.toml, or a path to your own text.
-        tokenizer: What turns text into tokens.
-        stride: Tokens between windows; the context length when not given.
-    """
-    from labstudio.cli.doctor import report, run_checks
-
-    return report(run_checks(model.build(), train, corpus, tokenizer, stride))
+    return report(run_checks(model.build(), train, data))

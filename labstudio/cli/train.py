@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import OmitArgPrefixes, Positional
 
 from labkit.config import DataConfig, TrainConfig
+from labkit.io import check_name
 from labstudio.cli.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def train(
         init_from: Run whose weights to begin with.
     """
     from labkit.training import build_trainer
-    from labkit.training.distributed import launched
+    from labkit.training.parallel import launched
     from labkit.training.resume import start
-    from labkit.training.threads import computed_on
 
+    if name is not None:
+        check_name(name, "train: name")  # before the text is read
     shape = {key: value for key, value in asdict(model).items() if value is not None and key != "preset"}
     with launched(device) as ranks:
         trainer = build_trainer(
@@ -45,7 +47,7 @@ def train(
         )
         run = start(trainer, name or f"{model.preset}-{_plain(data.sequences or data.corpus)}")
         parameters = f"{trainer.model.num_parameters():,} parameters"
-        ranks.print(f"run {run.id}: {parameters}, {trainer.total_steps:,} steps; {computed_on(trainer)}")
+        ranks.print(f"run {run.id}: {parameters}, {trainer.total_steps:,} steps; {_computed_on(trainer)}")
         return _fit(trainer, run)
 
 
@@ -57,8 +59,7 @@ def resume(run: Positional[str], device: str | None = None) -> int:
         device: cpu, cuda or mps; the best there is when not given.
     """
     from labkit.training import Run, rebuild_trainer, restore
-    from labkit.training.distributed import launched
-    from labkit.training.threads import computed_on
+    from labkit.training.parallel import launched
 
     stopped = Run.open(run)
     with launched(device) as ranks:
@@ -69,13 +70,13 @@ def resume(run: Positional[str], device: str | None = None) -> int:
             ranks.print(f"run {stopped.id} is {end}")
             return 0
         reached = f"step {step:,} of {trainer.total_steps:,}"
-        ranks.print(f"run {stopped.id}: going on from {reached}; {computed_on(trainer)}")
+        ranks.print(f"run {stopped.id}: going on from {reached}; {_computed_on(trainer)}")
         return _fit(trainer, stopped)
 
 
 def _fit(trainer: Trainer, run: Run) -> int:
     from labkit.training import CheckpointError, TrainingDivergedError, fit
-    from labkit.training.distributed import LostProcessError, command
+    from labkit.training.parallel import LostProcessError, command
 
     resume = f"{command()} resume {run.id}"
     try:
@@ -90,6 +91,13 @@ def _fit(trainer: Trainer, run: Run) -> int:
         f"Go on: {resume}. Write with it: labkit sample {run.id}"
     )
     return 130
+
+
+def _computed_on(trainer: Trainer) -> str:
+    """Device, threads and precision: what a run's first line says."""
+    from labkit.device import describe_device
+
+    return f"{describe_device(trainer.device)}, {trainer.precision}"
 
 
 def _plain(source: str) -> str:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional
 
-if TYPE_CHECKING:
-    pass
+from labstudio.cli.options import Switch
 
-Switch = Annotated[bool, FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Source = Annotated[str, tyro.conf.arg(metavar="SOURCE")]
 
 
 def import_model(source: Positional[Source], name: Name = None, table: Switch = False) -> int:
-    """Make a published model a run of its own: to write with, to begin a training from.
+    """Import a published model as a run: to write with, or to start a training from.
 
     Args:
         source: A published model's name (gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2, owner/name), or a

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import ipywidgets
 import traitlets
 
 from labkit.io import runs_dir
-from labkit.training import Run
-from labstudio.dashboard.form import form_choices
-from labstudio.dashboard.jobs import Job, jobs, resume_training, start_training
-from labstudio.dashboard.models import OpenModel
-from labstudio.dashboard.run import FollowedRun
+from labkit.text import Tokenizer, load_tokenizer
+from labkit.training import Run, load_checkpoint
+from labstudio.dashboard.trainings import (
+    Training,
+    form_choices,
+    resume_training,
+    start_training,
+    trainings,
+)
 from labstudio.dashboard.views import RunsList, comparison, find_checkpoint, run_page, signature
 from labstudio.visible import unhidden
-from labstudio.widgets.widget_files import css, javascript
+from labstudio.widgets.attention import AttentionExplorer
+from labstudio.widgets.base import Widget, css, javascript, shown
+from labstudio.widgets.playground import SamplingPlayground
+from labstudio.widgets.run_monitor import RunMonitor
 
 EVERY = 1.0
-"""Seconds between looks at the folder."""
+"""Seconds between two readings of the folder."""
 
 MOST_COMPARED = 12
 
+LINES = ("A horse! a horse! my kingdom for a horse!", "Once upon a time", "\n")
+PROMPT, TEXT = 40, 60
+"""Characters of the run's own last sample to begin with."""
 
-def _shown(kind: type[traitlets.TraitType[Any, Any]]) -> Any:
-    """A trait that Python sets and the browser draws."""
-    return kind().tag(sync=True)
+STOP = {"do": "stop", "label": "Stop", "enabled": True}
+STOPPING = {"do": "stop", "label": "Stopping …", "enabled": False}
+RESUME = {"do": "resume", "label": "Resume", "enabled": True}
+
+ELSEWHERE = "It was not started here, so it can only be stopped where it was started, with Ctrl-C."
+ASKED = "It finishes its step, saves a checkpoint and ends."
+SILENT = "Its process ended before the last step. What it printed is below."
+NOTEBOOK = "It was started in a notebook, so its training goes on there: restore(trainer, run)."
 
 
 def _part() -> Any:
@@ -37,28 +52,27 @@ def _part() -> Any:
     return part.tag(sync=True, **ipywidgets.widget_serialization)
 
 
-class Dashboard(anywidget.AnyWidget):
+class Dashboard(Widget):
     """The runs of a folder: list, comparison, one run live, a form to start one, playground and explorer.
 
     root: the folder; where `labkit train` writes to when not given.  Trainings that are started here are
-    processes of their own: they go on when the page, the notebook or the dashboard is closed.
+    separate processes: they continue when the page, the notebook or the dashboard is closed.
     """
 
-    _esm = javascript("dashboard_parts", "dashboard")
+    _esm = javascript("charts", "dashboard_parts", "dashboard")
     _css = css("dashboard")
 
-    folder, tab = _shown(traitlets.Unicode), traitlets.Unicode("runs").tag(sync=True)
-    rows: traitlets.List[dict[str, Any]] = _shown(traitlets.List)
-    chosen: traitlets.List[str] = _shown(traitlets.List)
-    compared, page, choices, job, opened = (_shown(traitlets.Dict) for _ in range(5))
-    errors: traitlets.Dict[str, str] = _shown(traitlets.Dict)
-    """What went wrong, by the tab that it belongs to."""
+    folder, tab = shown(traitlets.Unicode), traitlets.Unicode("runs").tag(sync=True)
+    rows: traitlets.List[dict[str, Any]] = shown(traitlets.List)
+    chosen: traitlets.List[str] = shown(traitlets.List)
+    compared, page, choices, job, opened = (shown(traitlets.Dict) for _ in range(5))
+    errors: traitlets.Dict[str, str] = shown(traitlets.Dict)
+    """Error messages, by the tab that they belong to."""
     monitor, playground, explorer = _part(), _part(), _part()
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (runs_dir() if root is None else Path(root)).resolve()
         self._list = RunsList(self.root)
-        self._turn = threading.RLock()
         self._closed = threading.Event()
         self._run: Run | None = None
         self._seen: dict[str, object] = {}
@@ -66,20 +80,14 @@ class Dashboard(anywidget.AnyWidget):
         self._mine: Path | None = None
         super().__init__(folder=unhidden(str(self.root)), choices=form_choices(), monitor=FollowedRun())
         self._look()
-        self.on_msg(self._asked)
-        self.monitor.on_msg(self._asked)
+        self.monitor.on_msg(lambda widget, content, buffers: self._handle(content))
         threading.Thread(target=self._keep_looking, name="dashboard", daemon=True).start()
 
     def __repr__(self) -> str:
         return f"Dashboard({self.root.name})"
 
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        """What the browser sends; never while the thread sets a trait."""
-        with self._turn:
-            super().set_state(sync_data)
-
     def close(self) -> None:
-        """Look no more, and let go of the model; trainings go on."""
+        """Stop watching and release the model; trainings continue."""
         self._closed.set()
         if self._model:
             self._model.close()
@@ -90,10 +98,10 @@ class Dashboard(anywidget.AnyWidget):
             self._look()
 
     def _look(self) -> None:
-        """Bring what is shown to what the folder holds by now."""
-        with self._turn, self.hold_sync():
+        """Update what is shown from what the folder holds now."""
+        with self._lock, self.hold_sync():
             try:
-                known = jobs(self.root)
+                known = trainings(self.root)
                 busy = {job.run_id: job for job in reversed(known)}
                 self.rows = [
                     row | {"state": _state(row, busy, self._list.runs[row["run"]])}
@@ -103,11 +111,11 @@ class Dashboard(anywidget.AnyWidget):
                 self._compare()
                 self._follow(busy)
                 self._say("look", "")
-            except Exception as error:  # what a thread raises, nobody sees
+            except Exception as error:  # in a thread it would go unseen
                 self._say("look", f"The runs cannot be read: {error}")
 
-    def _show_job(self, job: Job | None) -> None:
-        """What became of the training that was started last; this page's own is opened when it begins."""
+    def _show_job(self, job: Training | None) -> None:
+        """Show the training that was started last; this page's own is opened when its run begins."""
         if job is None:
             self.job = {}
             return
@@ -129,7 +137,7 @@ class Dashboard(anywidget.AnyWidget):
         if self._changed("compared", [(run.id, signature(run)) for run in chosen]):
             self.compared = comparison(chosen) if len(chosen) > 1 else {}
 
-    def _follow(self, busy: dict[str | None, Job]) -> None:
+    def _follow(self, busy: dict[str | None, Training]) -> None:
         run, job = self._run, None
         if run is None:
             return
@@ -139,7 +147,7 @@ class Dashboard(anywidget.AnyWidget):
         self.monitor.follow(run, job, bool(self.page["resumable"]))
 
     def _changed(self, what: str, now: object) -> bool:
-        """Whether this is another state of the files than when it was last asked."""
+        """Whether the files have changed since the last call."""
         before, self._seen[what] = self._seen.get(what), now
         return before != now
 
@@ -147,18 +155,18 @@ class Dashboard(anywidget.AnyWidget):
         errors = {name: text for name, text in self.errors.items() if name != where}
         self.errors = errors | ({where: unhidden(problem)} if problem else {})
 
-    def _asked(self, widget: object, content: dict[str, Any], buffers: object) -> None:
-        """What a button was pressed for.  What is wrong with it is said on the tab where it stands."""
+    def _handle(self, content: dict[str, Any]) -> None:
+        """Do what a button asks for; an error is shown on the button's tab."""
         do = content.get("do")
         where = {"open": "runs", "stop": "run", "resume": "run", "start": "start", "try": "try"}.get(str(do))
         if where is None:
             return
         try:
-            with self._turn:
+            with self._lock:
                 getattr(self, f"_{do}")(**{name: each for name, each in content.items() if name != "do"})
                 self._say(where, "")
-        except Exception as error:  # memory may run out, a file be anything, a message come from anybody
-            with self._turn:
+        except Exception as error:  # out of memory, a damaged file, a forged message
+            with self._lock:
                 self._say(where, str(error))
         self._look()
 
@@ -169,13 +177,13 @@ class Dashboard(anywidget.AnyWidget):
 
     def _stop(self) -> None:
         """Ask the process that writes the run to stop, where a dashboard started it."""
-        for job in jobs(self.root):
+        for job in trainings(self.root):
             if self._run and job.run_id == self._run.id and job.alive:
                 job.stop()
 
     def _resume(self) -> None:
         """Go on with the run, once."""
-        if self._run and not any(job.run_id == self._run.id and job.alive for job in jobs(self.root)):
+        if self._run and not any(job.run_id == self._run.id and job.alive for job in trainings(self.root)):
             resume_training(self.root, Path.cwd(), self._run)
 
     def _start(self, options: dict[str, Any]) -> None:
@@ -198,9 +206,75 @@ class Dashboard(anywidget.AnyWidget):
         self.playground, self.explorer = self._model.playground, self._model.explorer
 
 
-def _state(row: dict[str, Any], busy: dict[str | None, Job], run: Run) -> str:
+def _state(row: dict[str, Any], busy: dict[str | None, Training], run: Run) -> str:
     """The run's state as the files tell it, or as its process does where that was started here."""
     job = busy.get(run.id)
     if job and job.alive:
         return "stopping" if job.stopping else "running"
     return "stopped" if job and row["state"] == "running?" else str(row["state"])
+
+
+class FollowedRun(RunMonitor):
+    """A RunMonitor whose buttons are for another process."""
+
+    def follow(self, run: Run, job: Training | None, resumable: bool) -> None:
+        """Show what the run's folder holds now.  job: the last process that a dashboard started for it."""
+        with self._lock, self.hold_sync():
+            self.show_run(run)
+            alive = job is not None and job.alive
+            if job and self.state != "finished":
+                self.state = "training" if alive else "stopped"
+            self.buttons, remark = self._offer(job, alive, resumable)
+            self.message = self.message or remark
+
+    def _offer(self, job: Training | None, alive: bool, resumable: bool) -> tuple[list[dict[str, Any]], str]:
+        if job and alive:
+            return ([STOPPING], ASKED) if job.stopping else ([STOP], "")
+        if self.state == "finished":
+            return [], ""
+        if self.state == "training":
+            return [], ELSEWHERE
+        if not resumable:
+            return [], NOTEBOOK
+        return [RESUME], SILENT if job and not job.stopping else ""
+
+
+class OpenModel:
+    """The two widgets of one checkpoint.
+
+    Raises ValueError, saying what is wrong, for a damaged checkpoint and for a run without its tokenizer.
+    """
+
+    def __init__(self, run: Run, checkpoint: Path) -> None:
+        model, step = load_checkpoint(checkpoint)
+        self.name = f"{unhidden(run.id)}, step {step:,}"
+        tokenizer = load_tokenizer(run.path / "tokenizer.json")
+        models = {self.name: (model, tokenizer)}
+        texts = [*_own_texts(run), *LINES, tokenizer.decode(list(range(min(3, tokenizer.vocab_size))))]
+        prompt, text = (_readable(tokenizer, [each[:length] for each in texts]) for length in (PROMPT, TEXT))
+        self.playground = SamplingPlayground(models=models, prompt=prompt)
+        self.explorer = AttentionExplorer(models=models, text=text)
+
+    def close(self) -> None:
+        """Stop writing and release the model."""
+        self.playground.halt()
+        self.playground.wait()
+        self.playground.close()
+        self.explorer.close()
+
+
+def _own_texts(run: Run) -> list[str]:
+    """The longest piece of the last sample between special tokens, which a tokenizer does not read."""
+    written = [f"{row.get('prompt', '')}{row.get('text', '')}" for row in run.rows("samples")[-1:]]
+    return [max(re.split(r"<\|\w+\|>", text), key=len).strip("\n") for text in written]
+
+
+def _readable(tokenizer: Tokenizer, texts: list[str]) -> str:
+    """The first text that the tokenizer can encode."""
+    for text in texts:
+        try:
+            if tokenizer.encode(text):
+                return text
+        except ValueError:
+            continue
+    return texts[-1]

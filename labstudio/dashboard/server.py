@@ -26,7 +26,7 @@ TEMPLATES = HERE / "voila"
 
 EXTENSIONS = ["anywidget", "@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
 FORGOTTEN_AFTER = 30 * 60
-"""Seconds after which a page that was left without a word loses its kernel."""
+"""Seconds after which a page that vanished without closing loses its kernel."""
 
 
 class ThisPython(KernelSpecManager):
@@ -66,8 +66,8 @@ class DashboardServer(Voila):
         name = socket.gethostname() if host == "0.0.0.0" else host
         print(f"The dashboard: http://{name}:{port}/?token={self.token}", flush=True)
         if host == "0.0.0.0":
-            print("Other machines reach it too, and nothing on the way is encrypted.", flush=True)
-        print("Ctrl-C ends it; trainings that it started go on.", flush=True)
+            print("Other machines can reach it too, and the connection is not encrypted.", flush=True)
+        print("Ctrl-C ends it; trainings that it started continue.", flush=True)
         if self.opens_browser:
             self._open(f"http://127.0.0.1:{port}/?token={self.token}")
         self.ioloop = IOLoop.current()

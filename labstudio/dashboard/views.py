@@ -1,4 +1,4 @@
-"""What the dashboard draws of runs, as numbers and texts that JSON can hold; nothing in the texts hides."""
+"""What the dashboard draws of runs, as numbers and text for JSON, with hidden characters made visible."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from labkit.training import Run, list_runs
-from labstudio.runs.run_history import SMOOTH, running_mean, thinned
-from labstudio.runs.run_views import (
+from labstudio.runs.history import thinned
+from labstudio.runs.tables import (
     RUNNING_WITHIN,
     checkpoints_table,
     compare_runs,
     comparison_warnings,
+    loss_curve,
     run_settings,
     runs_table,
 )
+from labstudio.tables import HEADERS
 from labstudio.visible import unhidden
 
 POINTS = 300
@@ -30,19 +33,11 @@ POINTS = 300
 
 COLUMNS = ("parameters", "step", "total_steps", "val_loss", "perplexity", "state", "started")
 
-WORDS = {
-    "total_steps": "steps in all",
-    "val_loss": "held-out loss",
-    "best_val_loss": "best held-out loss",
-    "best_perplexity": "best perplexity",
-    "bits_per_byte": "bits per byte",
-}
-
 Signature = tuple[object, ...]
 
 
 class RunsList:
-    """The runs of a folder as rows of a table; of runs whose files have not changed nothing is read again."""
+    """The runs of a folder as rows of a table; only runs whose files changed are read again."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -61,7 +56,7 @@ class RunsList:
         return [row for _, row in self._rows.values()]
 
     def find(self, name: object) -> Run:
-        """The run that is shown under a name.  Raises ValueError where it is gone."""
+        """The run that is shown under a name.  Raises ValueError when it is gone."""
         run = self.runs.get(name) if isinstance(name, str) else None
         if run is None:
             raise ValueError(f"There is no run {name!r} any more.")
@@ -69,7 +64,7 @@ class RunsList:
 
 
 def signature(run: Run) -> Signature:
-    """Changes when the run's files do, and when it has been still for so long that it counts as stopped."""
+    """Changes when the run's files change, or when it has been idle so long that it counts as stopped."""
     files = [run.path / name for name in ("config.json", "metrics.jsonl", "samples.jsonl", "checkpoints")]
     states = [file.stat() for file in files if file.exists()]
     newest = max((state.st_mtime for state in states), default=0.0)
@@ -98,10 +93,10 @@ def plain(value: Any) -> Any:
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """How runs differ: a table whose rows are settings and results, curves, and what does not compare."""
+    """How runs differ: a table of settings and results, curves, and warnings about what does not compare."""
     table = compare_runs(runs).T
     table = table[table.notna().any(axis="columns")]
-    names = [WORDS.get(name, unhidden(name)) for name in table.index]
+    names = [HEADERS.get(name, unhidden(name)) for name in table.index]
     rows = [[name, *map(plain, values)] for name, values in zip(names, table.to_numpy(), strict=True)]
     drawn = [curves(run) for run in runs]
     return {
@@ -115,26 +110,18 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 
 def curves(run: Run) -> dict[str, list[list[float]]]:
     """Held-out and training loss (mean of 20 steps) as [tokens, loss]; empty where they cannot be read."""
-    try:
-        steps, evaluations = run.metrics("step"), run.metrics("evaluation")
-        tokens, step = steps["tokens"].to_numpy(float), steps["step"].to_numpy(float)
-        training = np.stack([tokens, running_mean(steps["loss"].to_numpy(float), SMOOTH)], axis=1)
-        held_out = np.empty((0, 2))
-        if len(evaluations):
-            seen = np.interp(evaluations["step"], [0, *step], [0, *tokens])
-            held_out = np.stack([seen, evaluations["val_loss"].to_numpy(float)], axis=1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"held_out": [], "training": []}
-    return {name: _thin(points) for name, points in (("held_out", held_out), ("training", training))}
+    curve = loss_curve(run)
+    return {"held_out": _points(curve.held_out), "training": _points(curve.training)}
 
 
-def _thin(points: np.ndarray) -> list[list[float]]:
+def _points(curve: tuple[ArrayLike, ArrayLike]) -> list[list[float]]:
+    points = np.stack([np.asarray(each, float) for each in curve], axis=1)
     kept: list[list[float]] = points[thinned(len(points), limit=POINTS)].tolist()
     return [point for point in kept if all(map(math.isfinite, point))]
 
 
 def run_page(run: Run) -> dict[str, Any]:
-    """One run's settings and checkpoints, newest first, and whether `labkit resume` can go on with it."""
+    """One run's settings and checkpoints, newest first, and whether `labkit resume` can continue it."""
     checkpoints = checkpoints_table([run]).to_dict("records")
     resumable = False
     with suppress(OSError, ValueError):  # the table of runs says what is wrong
@@ -152,7 +139,7 @@ def run_page(run: Run) -> dict[str, Any]:
 
 
 def find_checkpoint(run: Run, name: object) -> Path:
-    """The checkpoint folder that is shown under a name.  Raises ValueError where it is gone."""
+    """The checkpoint folder that is shown under a name.  Raises ValueError when it is gone."""
     for path in run.checkpoints_path.glob("*step-*"):
         if unhidden(path.name) == name:
             return path

@@ -1,15 +1,6 @@
 """Figures and tables as pure functions: nothing here knows a kernel, a widget or a page."""
 
-from labstudio.figures.base import COLOURS, LINES, heatmap, new_figure, probability_bars, training_curves
-from labstudio.figures.evaluation_views import (
-    comparison_figure,
-    comparison_table,
-    comparison_words,
-    gaps_table,
-    layers_figure,
-    scores_table,
-)
-from labstudio.figures.inspect_views import (
+from labstudio.figures.analysis import (
     embedding_figure,
     heads_figure,
     heads_table,
@@ -18,7 +9,17 @@ from labstudio.figures.inspect_views import (
     losses_figure,
     losses_table,
 )
-from labstudio.figures.sampling_stages import SamplingStages, next_token_table, sampling_stages, stage_bars
+from labstudio.figures.base import COLOURS, LINES, heatmap, new_figure, probability_bars
+from labstudio.figures.evaluation import (
+    comparison_figure,
+    comparison_table,
+    comparison_words,
+    gaps_table,
+    layers_figure,
+    scores_table,
+)
+from labstudio.figures.losses import training_curves
+from labstudio.figures.sampling import SamplingStages, next_token_table, sampling_stages, stage_bars
 
 __all__ = [
     "COLOURS",

@@ -25,30 +25,6 @@ def new_figure(columns: int = 1, *, rows: int = 1, width: float = 8, height: flo
     return figure
 
 
-def training_curves(steps: pd.DataFrame, evaluations: pd.DataFrame) -> Figure:
-    """Loss, perplexity and learning rate over the steps of a run.
-
-    steps: columns step, loss, learning_rate.  evaluations: columns step, val_loss, perplexity.
-    """
-    figure = new_figure(3, width=12)
-    loss, perplexity, rate = figure.axes
-    smooth = steps["loss"].rolling(20, min_periods=1).mean()
-    loss.plot(steps["step"], smooth, color=COLOURS[0], label="training (mean of 20 steps)")
-    loss.plot(evaluations["step"], evaluations["val_loss"], "o--", color=COLOURS[1], label="held-out plays")
-    loss.set(title="Does the loss fall?", xlabel="step", ylabel="loss (nats per token)")
-    loss.legend()
-    perplexity.plot(evaluations["step"], evaluations["perplexity"], "o--", color=COLOURS[1])
-    perplexity.set(title="Among how many tokens does it waver?", xlabel="step", ylabel="held-out perplexity")
-    perplexity.set_yscale("log")
-    perplexity.yaxis.set_major_formatter("{x:g}")
-    perplexity.yaxis.set_minor_formatter("{x:g}")
-    rate.plot(steps["step"], steps["learning_rate"], color=COLOURS[2])
-    rate.set(title="How large are the steps?", xlabel="step", ylabel="learning rate")
-    for axes in figure.axes:
-        axes.grid(alpha=0.3)
-    return figure
-
-
 def heatmap(
     axes: Axes,
     values: Tensor,

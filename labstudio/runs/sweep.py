@@ -1,4 +1,4 @@
-"""Running a sweep: every experiment and seed in a process of its own, one per device at a time."""
+"""Running a sweep: each experiment and seed in its own process, one per device at a time."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit.config import DataConfig, TrainConfig, as_dict
+from labkit.device import allowed_cores
 from labkit.io import write_text_atomically
-from labkit.training.environment import changes
-from labkit.training.runs import Run, runs_dir
+from labkit.training import Run, runs_dir
+from labkit.training.run import changes
 from labstudio.runs.sweep_file import Experiment, SweepError, SweepFile, _nearest, read_sweep
 
 if TYPE_CHECKING:
     import pandas as pd
 
 State = Literal["waiting", "running", "finished", "skipped", "stopped", "failed"]
-"""skipped: it had finished in an earlier sweep. stopped: asked to, with a checkpoint to go on from."""
+"""skipped: it had finished in an earlier sweep. stopped: on request, with a checkpoint to resume from."""
 
 RECORD, LOG = "sweep.json", "worker.log"
 _LOG_TAIL = 15
 
 
 @dataclass
-class Job:
+class SweepRun:
     """One experiment with one seed, and how far it has come."""
 
     experiment: Experiment
@@ -37,7 +38,7 @@ class Job:
     run: Run
     weights: Path
     """Where its final weights go; their presence says that it has finished."""
-    source: Job | None = None
+    source: SweepRun | None = None
     """The job whose final weights it starts from."""
     state: State = "waiting"
     device: str = ""
@@ -63,7 +64,7 @@ def sweep(
     workers: int | None = None,
     only: Collection[str] = (),
     smoke: bool = False,
-    watch: Callable[[list[Job]], None] | None = None,
+    watch: Callable[[list[SweepRun]], None] | None = None,
 ) -> pd.DataFrame:
     """Run the experiments of a sweep's file and return a table, one row per run.
 
@@ -73,16 +74,16 @@ def sweep(
     of each, in runs of another name.  watch: is handed the jobs several times a second.
 
     A run that fails does not stop the others: its row has the state "failed" and the end of its output. Runs
-    that finished before are skipped, those cut off go on from their checkpoint. Ctrl-C lets all save one.
+    that finished before are skipped, interrupted ones resume from their checkpoint. Ctrl-C lets all save one.
     Raises SweepError before anything runs: for a wrong file, or a run made with other settings.
     """
     plan = read_sweep(file)
-    jobs = plan_jobs(plan.smoke() if smoke else plan, only)
+    jobs = plan_runs(plan.smoke() if smoke else plan, only)
     if devices and workers:
         raise SweepError(f"sweep: give devices={list(devices)} or workers={workers}, not both.")
     if workers is not None and workers < 1:
         raise SweepError(f"sweep: workers={workers} must be at least 1.")
-    free = list(devices or ["cpu"] * (workers or _cores()))
+    free = list(devices or ["cpu"] * (workers or allowed_cores()))
     watch = watch or (lambda jobs: None)
     try:
         while any(job.state in ("waiting", "running") for job in jobs):
@@ -99,7 +100,7 @@ def sweep(
     return results(jobs)
 
 
-def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
+def plan_runs(plan: SweepFile, only: Collection[str] = ()) -> list[SweepRun]:
     """The jobs of a sweep in the order of its file, each with its run folder, none started.
 
     Raises SweepError for a name in `only` that is no experiment, or a run made with other settings.
@@ -113,7 +114,7 @@ def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
         while source is not None:
             wanted.add(source)
             source = experiments[source].init_from
-    jobs: dict[tuple[str, int], Job] = {}
+    jobs: dict[tuple[str, int], SweepRun] = {}
     for each in plan.experiments:
         if wanted and each.name not in wanted:
             continue
@@ -121,7 +122,7 @@ def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
             label = each.name if seed == each.seeds[0] else f"{each.name}-seed{seed}"
             run = Run(runs_dir() / f"{plan.name}-{label}")
             weights = run.path / "checkpoints" / f"mini_gpt_{label}.safetensors"
-            jobs[each.name, seed] = Job(each, seed, run, weights)
+            jobs[each.name, seed] = SweepRun(each, seed, run, weights)
     for job in jobs.values():
         if origin := job.experiment.init_from:
             job.source = jobs.get((origin, job.seed)) or jobs[origin, experiments[origin].seeds[0]]
@@ -137,7 +138,7 @@ def plan_jobs(plan: SweepFile, only: Collection[str] = ()) -> list[Job]:
     return list(jobs.values())
 
 
-def results(jobs: Sequence[Job]) -> pd.DataFrame:
+def results(jobs: Sequence[SweepRun]) -> pd.DataFrame:
     """A row per job: what it was, how it ended, its last losses (nats per token) and its time in seconds."""
     import pandas as pd
 
@@ -162,7 +163,7 @@ def results(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _refuse_other_settings(job: Job) -> None:
+def _refuse_other_settings(job: SweepRun) -> None:
     record = job.run.path / RECORD
     if not job.run.path.exists():
         return
@@ -174,7 +175,7 @@ def _refuse_other_settings(job: Job) -> None:
     if differing:
         raise SweepError(
             f"The run {job.run.id} was made with other settings: {'; '.join(differing)}. Give the experiment "
-            f"{job.experiment.name!r} another name, or delete the folder {job.run.path} to run it anew."
+            f"{job.experiment.name!r} another name, or delete the folder {job.run.path} to run it again."
         )
 
 
@@ -189,8 +190,8 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _record(plan: SweepFile, job: Job) -> None:
-    """Write down what the run is in its sweep: all that its worker and the report need to know."""
+def _record(plan: SweepFile, job: SweepRun) -> None:
+    """Record what the run is in its sweep: all that its worker and the report need."""
     each = job.experiment
     job.run.path.mkdir(parents=True, exist_ok=True)
     about = {
@@ -209,8 +210,8 @@ def _record(plan: SweepFile, job: Job) -> None:
     write_text_atomically(job.run.path / RECORD, text)
 
 
-def _ready(job: Job) -> bool:
-    """Whether what it starts from is there; a job whose source will never be is failed."""
+def _ready(job: SweepRun) -> bool:
+    """Whether its source has finished; a run whose source never will has failed."""
     source = job.source
     if source is None or source.state in ("finished", "skipped"):
         return True
@@ -220,7 +221,7 @@ def _ready(job: Job) -> bool:
     return False
 
 
-def _start(job: Job, device: str) -> None:
+def _start(job: SweepRun, device: str) -> None:
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
     with (job.run.path / LOG).open("wb") as log:
         arguments = [str(job.run.path), str(job.weights), device, str(os.getpid())]
@@ -235,7 +236,7 @@ def _start(job: Job, device: str) -> None:
     job.state, job.device = "running", device
 
 
-def _ended(job: Job) -> bool:
+def _ended(job: SweepRun) -> bool:
     """Whether the job's process is gone; notes how it ended."""
     code = job.process.poll() if job.process else None
     if code is None:
@@ -253,7 +254,7 @@ def _ended(job: Job) -> bool:
     return True
 
 
-def _stop(jobs: list[Job]) -> None:
+def _stop(jobs: list[SweepRun]) -> None:
     """Ask running jobs to save a checkpoint and end; a second Ctrl-C kills them."""
     processes = [job.process for job in jobs if job.process]
     for process in processes:
@@ -268,8 +269,3 @@ def _stop(jobs: list[Job]) -> None:
     finally:
         for job in jobs:
             job.state = "finished" if job.weights.is_file() else "stopped"
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,6 @@ fits the held-out loss, which is unclear up to two spreads of seeds.  Other text
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any, NoReturn
 import torch
 
 from labkit.config import DataConfig, GPTConfig, TrainConfig
+from labkit.io import check_name
 from labkit.model import GPT
 
 SHIPPED = Path(__file__).resolve().parent / "sweeps"
@@ -41,7 +41,6 @@ _TABLES = {
 _WORDS = ("question", "prediction", "if_lower", "if_higher", "if_unclear", "change_our_mind")
 _TEXTS = (*_WORDS, "topic", "against", "init_from")
 _EITHER = (("max_steps", "epochs"), ("batch_size", "batch_tokens"))
-_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]*")
 
 
 class SweepError(ValueError):
@@ -102,8 +101,7 @@ def read_sweep(file: str | Path) -> SweepFile:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SweepError(f"{path}: cannot be read as TOML ({error}).") from error
-    if not _NAME.fullmatch(path.stem):
-        raise SweepError(f"{path}: the file's name becomes a folder's; use letters, digits, '_', '-', '.'.")
+    _check_name(path.stem, f"{path}: name")
     _check_keys(f"{path}:", content, ("title", "baseline", "experiments"))
     title = content.get("title", path.stem)
     for name, kind in (("title", str), ("baseline", dict), ("experiments", dict)):
@@ -117,8 +115,9 @@ def read_sweep(file: str | Path) -> SweepFile:
     entries = {"baseline": baseline}
     for name, table in content.get("experiments", {}).items():
         where = f"{path}: [experiments.{name}]"
-        if not _NAME.fullmatch(name) or name == "baseline":
-            raise SweepError(f"{where}: choose another name, of letters, digits, '_', '-' and '.'.")
+        _check_name(name, f"{where}: name")
+        if name == "baseline":
+            raise SweepError(f"{where}: [baseline] has this name; choose another.")
         if not isinstance(table, dict):
             raise SweepError(f"{where} must be a table, such as train.learning_rate = 1e-3.")
         entries[name] = _Entry(where, name, table, baseline)
@@ -215,7 +214,7 @@ class _Entry:
                 self.fail(f"train.freeze: no parameter's name begins with {prefix!r}. There are {tops}.")
 
     def check_references(self, experiments: dict[str, Experiment]) -> None:
-        """Raise SweepError where another experiment is named that is not there, or cannot be used so."""
+        """Raise SweepError for a reference to an experiment that does not exist or cannot be used."""
         here = experiments[self.name]
         for word, other in (("against", here.against), ("init_from", here.init_from)):
             if other is not None and other not in experiments:
@@ -255,3 +254,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, 1)
     return f"Did you mean {close[0]}?" if close else f"Choose from {', '.join(names)}."
+
+
+def _check_name(name: str, what: str) -> None:
+    try:
+        check_name(name, what)
+    except ValueError as error:
+        raise SweepError(str(error)) from error

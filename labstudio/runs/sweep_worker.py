@@ -10,11 +10,10 @@ import sys
 from pathlib import Path
 
 from labkit.config import DataConfig, TrainConfig
-from labkit.training.callbacks import Callback, fit
+from labkit.training import Event, Run
+from labkit.training.loop import Callback, fit
 from labkit.training.resume import restore
-from labkit.training.runs import Run
 from labkit.training.setup import build_trainer
-from labkit.training.trainer import Event
 from labstudio.runs.sweep import RECORD
 
 

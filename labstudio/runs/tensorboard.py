@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.training.events import End, Event
-from labkit.training.runs import Run
+from labkit.training import End, Event, Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -22,7 +21,7 @@ class TensorBoardExport:
     """Writes events into a folder that `tensorboard --logdir` shows: `fit(trainer, callbacks=[...])`.
 
     Scalars over steps: loss, val_loss, perplexity, learning_rate, grad_norm, tokens; samples as text.
-    A run that goes on in the same folder replaces what it had written there beyond its first event.
+    A run that is resumed into the same folder replaces what it wrote there after its first event.
     Raises ImportError, which says what to install, where the package tensorboard is missing.
     """
 
@@ -45,7 +44,7 @@ class TensorBoardExport:
         """Write the scalars and the text of one event, given as its fields."""
         if self._writer is None:
             self._writer = self._open(purge_step=row["step"])
-            weakref.finalize(self, self._writer.close)  # a training that is cut off keeps its last rows
+            weakref.finalize(self, self._writer.close)  # an interrupted training keeps its last rows
         for name in SCALARS:
             if name in row:
                 self._writer.add_scalar(name, row[name], row["step"])

@@ -1,11 +1,10 @@
-"""The application: what answers where, and how errors look."""
+"""The application: its routes, and the handlers that turn errors into answers."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,17 +14,24 @@ from starlette.responses import HTMLResponse, Response
 
 from labkit.model import GPT
 from labkit.text import Tokenizer
-from labstudio.serve.chat import chat_router
+from labkit.training.run import labkit_version
 from labstudio.serve.completions import completions_router
 from labstudio.serve.config import ServeConfig
-from labstudio.serve.documented import errors
-from labstudio.serve.errors import ApiError
+from labstudio.serve.docs import docs_page
 from labstudio.serve.guard import Guard
-from labstudio.serve.page import page
-from labstudio.serve.replies import JSONReply
-from labstudio.serve.requests import NOT_SUPPORTED, ChatRequest, CompletionRequest
 from labstudio.serve.runs import runs_router
-from labstudio.serve.schemas import Health, ModelCard, ModelList
+from labstudio.serve.schemas import (
+    NOT_SUPPORTED,
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    Health,
+    JSONReply,
+    ModelCard,
+    ModelList,
+    error_responses,
+    shutting_down,
+)
 from labstudio.serve.service import Service
 
 ABOUT = """Text from a model of your own, in the form that OpenAI's clients speak: give such a client this
@@ -53,7 +59,7 @@ def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: s
 
     app = FastAPI(
         title="labkit serve",
-        version=version("labkit"),
+        version=labkit_version(),
         description=ABOUT,
         docs_url=None,
         redoc_url=None,
@@ -62,44 +68,28 @@ def create_app(model: GPT, tokenizer: Tokenizer, config: ServeConfig, *, name: s
     )
     app.state.service = service
     app.add_middleware(Guard, config=config)
-    app.add_exception_handler(ApiError, _own)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _unexpected)
     bearer = Depends(HTTPBearer(auto_error=False, description="The token of `labkit serve`."))
-    for router in (_models_router(service), completions_router(service), chat_router(service)):
-        app.include_router(router, dependencies=[bearer])
-    app.include_router(runs_router(service), dependencies=[bearer])
+    for router in (_models_router(service), completions_router(service), runs_router(service)):
+        app.include_router(router, dependencies=[bearer], responses=error_responses(400, 401, "4XX"))
 
-    @app.get("/health", summary="Is the server there?", tags=["server"],
-             responses={200: {"model": Health}, **errors(400, 503)})  # fmt: skip
+    @app.get("/health", summary="Is the server there?", tags=["server"], response_model=Health,
+             responses=error_responses(400, 503))  # fmt: skip
     async def health() -> Response:
         """Say whether requests are answered. Needs no token."""
         if service.scheduler.draining:
-            raise ApiError(503, "The server is shutting down.", code="shutting_down")
+            raise shutting_down()
         return JSONReply({"status": "ok"})
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(
-            page(app.openapi()),
+            docs_page(app.openapi()),
             headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
         )
 
-    plain = app.openapi
-
-    def described() -> dict[str, Any]:
-        """FastAPI's description without its 422: what is invalid is answered with 400."""
-        if not app.openapi_schema:
-            schema = plain()
-            for path in schema["paths"].values():
-                for operation in path.values():
-                    operation["responses"].pop("422", None)
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(unused, None)
-        return plain()
-
-    app.openapi = described  # type: ignore[method-assign]
     return app
 
 
@@ -114,9 +104,7 @@ def _models_router(service: Service) -> APIRouter:
         "chat": service.is_chat,
     }
 
-    @router.get(
-        "/v1/models", summary="List the models", responses={200: {"model": ModelList}, **errors(400, 401)}
-    )
+    @router.get("/v1/models", summary="List the models", response_model=ModelList)
     async def list_models() -> Response:
         """List the models that can be asked: there is one."""
         return JSONReply({"object": "list", "data": [card]})
@@ -124,7 +112,8 @@ def _models_router(service: Service) -> APIRouter:
     @router.get(
         "/v1/models/{model_id}",
         summary="Show a model",
-        responses={200: {"model": ModelCard}, **errors(400, 401, 404)},
+        response_model=ModelCard,
+        responses=error_responses(404),
     )
     async def show_model(
         model_id: Annotated[str, Path(description="The model's name.", examples=["shipped"])],
@@ -136,19 +125,16 @@ def _models_router(service: Service) -> APIRouter:
     return router
 
 
-async def _own(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
 async def _http(request: Request, error: Exception) -> Response:
-    """No such address (404), not with this method (405), or JSON that no parser takes (400)."""
+    """Our own errors; else no such address (404), not with this method (405), or unreadable JSON (400)."""
     assert isinstance(error, HTTPException)
+    if isinstance(error, ApiError):
+        return error.response()
     if error.status_code == 400:
         return ApiError(400, "The body cannot be read as JSON.", code="invalid_json").response()
     headers = dict(error.headers or {})
-    said = f"{request.method} {request.url.path[:200]}: {error.detail}. See /docs."
-    return ApiError(error.status_code, said, headers=headers).response()
+    message = f"{request.method} {request.url.path[:200]}: {error.detail}. See /docs."
+    return ApiError(error.status_code, message, headers=headers).response()
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
@@ -172,11 +158,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.", code="invalid_json").response()
     if place and place[0] in _UNSUPPORTED:
-        said, code = f"{place[0]} is not supported by labkit serve; leave it out.", "unsupported_parameter"
+        message, code = f"{place[0]} is not supported by labkit serve; leave it out.", "unsupported_parameter"
     elif first["type"] == "extra_forbidden":
-        said, code = f"{param} is not known here; see /docs.", "unknown_parameter"
+        message, code = f"{param} is not known here; see /docs.", "unknown_parameter"
     elif first["type"] == "missing":
-        said, code = f"{param or 'The body'} is missing.", "missing_required_parameter"
+        message, code = f"{param or 'The body'} is missing.", "missing_required_parameter"
     else:
-        said, code = f"{param or 'The body'}: {first['msg'].removeprefix('Value error, ')}.", "invalid_value"
-    return ApiError(400, said.replace("..", "."), param=param, code=code).response()
+        reason = first["msg"].removeprefix("Value error, ")
+        message, code = f"{param or 'The body'}: {reason}.", "invalid_value"
+    return ApiError(400, message.replace("..", "."), param=param, code=code).response()

@@ -1,4 +1,4 @@
-"""POST /v1/completions: continue texts."""
+"""POST /v1/completions and /v1/chat/completions: OpenAI's format around generation."""
 
 from __future__ import annotations
 
@@ -7,77 +7,164 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from labkit.text import Tokenizer
-from labstudio.serve.chances import log_probability, token_text
-from labstudio.serve.documented import WRITING_ERRORS, streamed
-from labstudio.serve.requests import CompletionRequest
-from labstudio.serve.schemas import Completion
-from labstudio.serve.service import Piece, Service
+from labkit.text import Tokenizer, encode_chat
+from labstudio.serve.schemas import (
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    generation_responses,
+    invalid,
+)
+from labstudio.serve.service import Delta, Service
 
-DEFAULT_TOKENS = 16
+DEFAULT_MAX_TOKENS = 16
+LEAST_LOG_PROBABILITY = -9999.0
+"""JSON has no minus infinity."""
 
 
 def completions_router(service: Service) -> APIRouter:
-    """The operation, for one model."""
+    """Both operations, for one model."""
     router = APIRouter(tags=["text"])
 
-    @router.post(
-        "/v1/completions",
-        summary="Continue texts",
-        responses={200: streamed(Completion), **WRITING_ERRORS},
-    )
+    @router.post("/v1/completions", summary="Continue texts", responses=generation_responses(Completion))
     async def complete(asked: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts, each n times, to max_tokens, the end of the text or a stop string.
 
         A prompt must fit the model's context; the text that follows may outgrow it.
         """
         service.check_model(asked.model)
-        service.check_bytes([each for each in asked.prompt if isinstance(each, str)], "prompt")
+        service.check_bytes([each for each in asked.prompts if isinstance(each, str)], "prompt")
         encode = service.tokenizer.encode
-        writing = await service.begin(
+        generation = await service.begin(
             asked,
-            lambda: [encode(each) if isinstance(each, str) else each for each in asked.prompt],
+            lambda: [encode(each) if isinstance(each, str) else each for each in asked.prompts],
             param="prompt",
-            max_tokens=("max_tokens", asked.max_tokens or DEFAULT_TOKENS),
+            max_tokens=("max_tokens", asked.max_tokens or DEFAULT_MAX_TOKENS),
             logprobs=asked.logprobs,
         )
-        form = CompletionForm(service.tokenizer, logprobs=asked.logprobs is not None)
-        return await service.answer(request, asked, writing, form)
+        reply = CompletionFormat(service.tokenizer, logprobs=asked.logprobs is not None)
+        return await service.answer(request, asked, generation, reply)
+
+    @router.post(
+        "/v1/chat/completions",
+        summary="Answer a conversation",
+        responses=generation_responses(ChatCompletion),
+    )
+    async def chat(asked: ChatRequest, request: Request) -> Response:
+        """Answer a conversation, with a model made for that (such as smollm2); others say 400.
+
+        The model's own chat template turns the messages into a prompt.
+        """
+        service.check_model(asked.model)
+        if not service.is_chat:
+            raise invalid(
+                "model",
+                f"{service.name!r} was not made for conversations: its tokenizer has no chat template. "
+                "Continue a text instead, with /v1/completions; or serve a model that was, such as smollm2.",
+                "not_a_chat_model",
+            )
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise invalid("top_logprobs", "goes with logprobs=true.")
+        messages = [message.model_dump() for message in asked.messages]
+        service.check_bytes(["".join(message["content"] for message in messages)], "messages")
+        limit = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
+        generation = await service.begin(
+            asked,
+            lambda: [encode_chat(service.tokenizer, messages)],
+            param="messages",
+            max_tokens=(limit, getattr(asked, limit) or service.config.max_tokens),
+            logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        )
+        reply = ChatFormat(service.tokenizer, logprobs=bool(asked.logprobs))
+        return await service.answer(request, asked, generation, reply)
 
     return router
 
 
-class CompletionForm:
+class CompletionFormat:
     """Texts as /v1/completions writes them."""
 
-    kinds = ("cmpl", "text_completion", "text_completion")
+    id_prefix, whole_object, stream_object = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer, self._logprobs = tokenizer, logprobs
 
-    def opening(self, index: int) -> None:
+    def first(self, index: int) -> None:
         """Nothing comes before the text."""
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A piece of a text, or all of it."""
-        logprobs = self._chances(piece) if self._logprobs else None
-        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.finish}
+    def delta(self, index: int, delta: Delta) -> dict[str, Any]:
+        """The next characters of a text, or all of them."""
+        logprobs = None
+        if self._logprobs:
+            tokens = [token for _, token in delta.tokens]
+            logprobs = {
+                "tokens": [self._text(token.id) for token in tokens],
+                "token_logprobs": [finite(token.log_probability) for token in tokens],
+                "top_logprobs": [
+                    {
+                        self._text(id): finite(value)
+                        for id, value in [(token.id, token.log_probability), *token.alternatives]
+                    }
+                    for token in tokens
+                ],
+                "text_offset": [start for start, _ in delta.tokens],
+            }
+        return {"index": index, "text": delta.text, "logprobs": logprobs, "finish_reason": delta.finish}
 
-    whole = part
-
-    def _chances(self, piece: Piece) -> dict[str, list[Any]]:
-        return {
-            "tokens": [self._text(token.id) for _, token in piece.tokens],
-            "token_logprobs": [log_probability(token.log_probability) for _, token in piece.tokens],
-            "top_logprobs": [
-                {
-                    self._text(other): log_probability(chance)
-                    for other, chance in [(token.id, token.log_probability), *token.alternatives]
-                }
-                for _, token in piece.tokens
-            ],
-            "text_offset": [start for start, _ in piece.tokens],
-        }
+    whole = delta
 
     def _text(self, token: int) -> str:
         return token_text(self._tokenizer.token_bytes(token))
+
+
+class ChatFormat:
+    """Texts as /v1/chat/completions writes them."""
+
+    id_prefix, whole_object, stream_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer, *, logprobs: bool) -> None:
+        self._tokenizer, self._logprobs = tokenizer, logprobs
+
+    def first(self, index: int) -> dict[str, Any]:
+        """The role of the speaker."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def delta(self, index: int, delta: Delta) -> dict[str, Any]:
+        """The next characters of an answer."""
+        return self._choice(index, delta, {"delta": {"content": delta.text} if delta.text else {}})
+
+    def whole(self, index: int, delta: Delta) -> dict[str, Any]:
+        """A whole answer."""
+        return self._choice(index, delta, {"message": {"role": "assistant", "content": delta.text}})
+
+    def _choice(self, index: int, delta: Delta, content: dict[str, Any]) -> dict[str, Any]:
+        logprobs = None
+        if self._logprobs:
+            logprobs = {
+                "content": [
+                    self._logprob(token.id, token.log_probability)
+                    | {"top_logprobs": [self._logprob(*other) for other in token.alternatives]}
+                    for _, token in delta.tokens
+                ]
+            }
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": delta.finish}
+
+    def _logprob(self, token: int, value: float | None) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(token)
+        return {"token": token_text(data), "logprob": finite(value), "bytes": list(data)}
+
+
+def token_text(data: bytes) -> str:
+    """A token's text; bytes that are no whole character as OpenAI writes them."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def finite(log_probability: float | None) -> float:
+    """A log-probability that JSON can hold."""
+    assert log_probability is not None
+    return max(log_probability, LEAST_LOG_PROBABILITY)

@@ -35,23 +35,23 @@ class ServeConfig:
     followers: int = 16
     """Clients that may follow the metrics of runs at once."""
     connections: int = 100
-    """Open connections, idle ones included; beyond that the answer is 503."""
-    body_seconds: float = 10.0
-    """Time in which a request's body must arrive."""
+    """Open connections; beyond that the answer is 503. Clients that connect and send nothing count too: where
+    others can connect, put a reverse proxy in front, which has clocks for them."""
     generate_seconds: float = 300.0
     """Time that a request may take, from its turn in the queue to its last token."""
-    idle_seconds: float = 10.0
-    """Time in which a connection must bring (another) request."""
+    idle_seconds: int = 10
+    """Time for which a connection stays open after an answer, waiting for another request."""
     stall_seconds: float = 30.0
-    """Time after which a client that does not read its answer is cut off."""
+    """Time after which a stream ends whose client does not read it."""
     grace_seconds: float = 5.0
     """Time that running answers have to finish when the server is stopped."""
 
     def __post_init__(self) -> None:
         check_types(self)
         at_least(self, 1, "body_bytes", "max_tokens", "max_texts", "active", "followers", "connections")
+        at_least(self, 1, "idle_seconds")
         at_least(self, 0, "waiting", "grace_seconds")
-        at_least(self, 0.01, "body_seconds", "generate_seconds", "idle_seconds", "stall_seconds")
+        at_least(self, 0.01, "generate_seconds", "stall_seconds")
         if not 0 <= self.port <= 65535:
             fail(self, f"port={self.port} must be from 0 to 65535.")
         if self.token is None:

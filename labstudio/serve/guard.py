@@ -1,16 +1,19 @@
-"""What stands before the API: the right address, the token, and a body of bounded size and time."""
+"""What every request passes first: the address it was sent to, the token, the type and length of its body."""
 
 from __future__ import annotations
 
-import asyncio
 import hmac
+import logging
 import re
 
+from sse_starlette.sse import SendTimeoutError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labstudio.serve.config import ServeConfig
-from labstudio.serve.errors import ApiError
+from labstudio.serve.schemas import ApiError
+
+log = logging.getLogger("labstudio.serve")
 
 PUBLIC = {"/health", "/docs", "/openapi.json"}
 """Answered without a token. What they say is the same on every machine, and a browser that is led to /docs
@@ -19,7 +22,7 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 
 
 class Guard:
-    """Lets a request through with its body, which was read whole, or answers itself."""
+    """Lets a request through, or answers it with an error itself."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
         self.app, self.config = app, config
@@ -30,26 +33,35 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers, length = Headers(scope=scope), 0
+
+        async def receive_limited() -> Message:
+            nonlocal length
+            message = await receive()
+            length += len(message.get("body", b""))
+            self._check_length(length)
+            return message
 
         async def send_safely(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Cache-Control"] = "no-store"
+                sent = MutableHeaders(scope=message)
+                sent["X-Content-Type-Options"] = "nosniff"
+                sent["Cache-Control"] = "no-store"
             await send(message)
 
         try:
-            headers = Headers(scope=scope)
             self._check_host(headers)
             if scope["path"] not in PUBLIC:
                 self._check_token(headers)
             if scope["method"] == "POST":
                 self._check_kind(headers)
-                receive = _again(await self._body(headers, receive), receive)
+                declared = headers.get("content-length", "0")
+                self._check_length(int(declared[:18]) if declared.isdecimal() else 0)
+            await self.app(scope, receive_limited, send_safely)
         except ApiError as error:
             await error.response()(scope, receive, send_safely)
-        else:
-            await self.app(scope, receive, send_safely)
+        except SendTimeoutError:
+            log.warning("A client that did not read its answer was cut off.")
 
     def _check_host(self, headers: Headers) -> None:
         """A page from elsewhere whose name was made to point here (DNS rebinding) still sends its name."""
@@ -85,32 +97,7 @@ class Guard:
                 code="unsupported_media_type",
             )
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        limit, body = self.config.body_bytes, bytearray()
-        declared = headers.get("content-length", "0")
-        too_long = declared.isdecimal() and (len(declared) > 18 or int(declared) > limit)
-        try:
-            async with asyncio.timeout(self.config.body_seconds):
-                more = True
-                while more and not too_long:
-                    message = await receive()
-                    body += message.get("body", b"")
-                    more = message["type"] == "http.request" and message.get("more_body", False)
-                    too_long = len(body) > limit
-        except TimeoutError:
-            raise ApiError(
-                408, f"The body did not arrive within {self.config.body_seconds:g} s.", code="timeout"
-            ) from None
-        if too_long:
-            raise ApiError(413, f"The body is longer than {limit:,} bytes.", code="request_too_large")
-        return bytes(body)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The body, once more, and then what comes after it: that the client has gone."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay
+    def _check_length(self, length: int) -> None:
+        if length > self.config.body_bytes:
+            message = f"The body is longer than {self.config.body_bytes:,} bytes."
+            raise ApiError(413, message, code="request_too_large")

@@ -1,4 +1,4 @@
-"""Who may use the model when: one thread owns it and gives each request a token in turn."""
+"""Fair turns: one thread owns the model and generates a token for each request in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator
 
 from labkit.generation import Token
-from labstudio.serve.errors import ApiError, shutting_down, too_many
+from labstudio.serve.schemas import ApiError, shutting_down, too_many
 
 log = logging.getLogger("labstudio.serve")
 
@@ -118,17 +118,19 @@ class Scheduler:
             self._thread.join(timeout)
 
     def _work(self) -> None:
+        advanced: list[Job] = []  # at most one; those who came meanwhile have their turn before it
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._ended or self._waiting or self._active)
+                while not (self._ended or self._waiting or self._active or advanced):
+                    self._changed.wait()
                 if self._ended:
                     break
-                while self._waiting and len(self._active) < self.limit:
+                while self._waiting and len(self._active) + len(advanced) < self.limit:
                     self._active.append(self._waiting.popleft())
+                self._active += advanced
                 job = self._active.popleft()
-            if self._advance(job):
-                self._active.append(job)
-        for job in [*self._active, *self._waiting]:
+            advanced = [job] if self._advance(job) else []
+        for job in [*self._active, *advanced, *self._waiting]:
             job.tokens.close()
             job.give(shutting_down())
 

@@ -1,4 +1,4 @@
-"""From a checked request to the texts it asks for, and back to an answer, at once or piece by piece."""
+"""One model and its generation: from a checked request to an answer, at once or as a stream."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import codecs
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
+from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,103 +20,94 @@ from labkit.generation import Token, stream_tokens
 from labkit.model import GPT
 from labkit.text import Tokenizer
 from labstudio.serve.config import ServeConfig
-from labstudio.serve.errors import ApiError, wrong
-from labstudio.serve.replies import EventStream, JSONReply, sse, while_connected
-from labstudio.serve.requests import SAMPLING, Sampling
 from labstudio.serve.scheduler import Job, Scheduler
+from labstudio.serve.schemas import ApiError, JSONReply, Sampling, invalid, to_json
 
 T = TypeVar("T")
 
 LEAST_TEMPERATURE = 1e-3
 """Dividing by less could make logits infinite."""
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "n")
+
 
 @dataclass(frozen=True)
-class Piece:
-    """What is new of a text: characters, the tokens that begin in them (and where), and why it ends."""
+class Delta:
+    """The next characters of a text, the tokens that begin in them (with their offsets), and why it ends."""
 
     text: str
     tokens: list[tuple[int, Token]]
     finish: str | None
 
 
-class Growing:
-    """A text in the making: which tokens belong to the characters that a client has been told of."""
+class DeltaBuilder:
+    """Assigns tokens to the characters of a growing text: one may hold a part of a character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
-        self._read = self._told = 0
-        self._waiting: list[tuple[int, Token]] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoded = self._sent = 0  # characters
+        self._pending: list[tuple[int, Token]] = []
 
-    def add(self, token: Token) -> Piece | None:
-        """What to tell now.  Tokens of which the text shows nothing, such as its end, are never told."""
-        self._waiting.append((self._read, token))
-        self._read += len(self._characters.decode(self._tokenizer.token_bytes(token.id)))
-        self._told += len(token.text)
+    def add(self, token: Token) -> Delta | None:
+        """What to send now.  Tokens that add nothing to the text, such as its end, are left out."""
+        self._pending.append((self._decoded, token))
+        self._decoded += len(self._decoder.decode(self._tokenizer.token_bytes(token.id)))
+        self._sent += len(token.text)
         if not token.text and token.finish is None:
             return None
-        tokens = [(start, each) for start, each in self._waiting if start < self._told]
-        self._waiting = self._waiting[len(tokens) :]
-        return Piece(token.text, tokens, "stop" if token.finish == "eos" else token.finish)
+        tokens = [(start, each) for start, each in self._pending if start < self._sent]
+        self._pending = self._pending[len(tokens) :]
+        return Delta(token.text, tokens, "stop" if token.finish == "eos" else token.finish)
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
-    """All pieces of a text as one."""
-    text = "".join(piece.text for piece in pieces)
-    return Piece(text, [token for piece in pieces for token in piece.tokens], pieces[-1].finish)
-
-
-class Form(Protocol):
+class Format(Protocol):
     """How an answer is written: as completed texts, or as answers to a conversation."""
 
-    kinds: tuple[str, str, str]
-    """Beginning of its id; its kind when whole; the kind of its parts in a stream."""
+    id_prefix: str
+    whole_object: str
+    stream_object: str
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """What a stream says of a text before its first piece."""
+    def first(self, index: int) -> dict[str, Any] | None:
+        """What a stream says of a text before its first delta."""
 
-    def part(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A piece of a text."""
+    def delta(self, index: int, delta: Delta) -> dict[str, Any]:
+        """The next part of a text."""
 
-    def whole(self, index: int, piece: Piece) -> dict[str, Any]:
+    def whole(self, index: int, delta: Delta) -> dict[str, Any]:
         """A whole text."""
 
 
 @dataclass
-class Writing:
-    """The texts that a request asked for, while the model writes them."""
+class Generation:
+    """The texts of one request, while the model writes them."""
 
     job: Job
     tokenizer: Tokenizer
-    texts: int
+    n_texts: int
     seed: int
     prompt_tokens: int
-    new_tokens: int = 0
+    completion_tokens: int = 0
 
-    async def pieces(self) -> AsyncGenerator[tuple[int, Piece]]:
-        """Pieces of the texts as they come, and which text each belongs to.  Raises ApiError."""
-        growing = [Growing(self.tokenizer) for _ in range(self.texts)]
+    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
+        """Number of a text and its next delta, as they come.  Raises ApiError."""
+        builders = [DeltaBuilder(self.tokenizer) for _ in range(self.n_texts)]
         try:
             async for token in self.job:
-                self.new_tokens += 1
-                if piece := growing[token.number].add(token):
-                    yield token.number, piece
+                self.completion_tokens += 1
+                if delta := builders[token.number].add(token):
+                    yield token.number, delta
         finally:
             self.job.close()
 
     def usage(self) -> dict[str, int]:
-        """Tokens read and written so far."""
-        total = self.prompt_tokens + self.new_tokens
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.new_tokens,
-            "total_tokens": total,
-        }
+        """Tokens read and drawn so far."""
+        read, drawn = self.prompt_tokens, self.completion_tokens
+        return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
 
 
 class Service:
-    """A model and who waits for it."""
+    """A model and the requests that wait for it."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, config: ServeConfig, name: str) -> None:
         self.model, self.tokenizer, self.config, self.name = model.eval(), tokenizer, config, name
@@ -123,7 +115,7 @@ class Service:
         self.created = int(time.time())
         self.followers = 0
         longest = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
-        self._most_bytes = longest * model.config.context_length
+        self._max_bytes = longest * model.config.context_length
 
     @property
     def is_chat(self) -> bool:
@@ -133,23 +125,18 @@ class Service:
     def check_model(self, name: str, param: str | None = "model") -> None:
         """Raise ApiError for any name but that of the one model there is."""
         if name != self.name:
-            raise ApiError(
-                404, f"There is no model {name[:200]!r}; this server has {self.name!r}.",
-                param=param, code="model_not_found",
-            )  # fmt: skip
+            message = f"There is no model {name[:200]!r}; this server has {self.name!r}."
+            raise ApiError(404, message, param=param, code="model_not_found")
 
     def check_bytes(self, texts: Sequence[str], param: str) -> None:
         """Raise ApiError for texts so long that no tokenizing is needed to know that they do not fit."""
-        if any(len(text.encode()) > self._most_bytes for text in texts):
+        if any(len(text.encode()) > self._max_bytes for text in texts):
             raise self._too_long(f"more than {self.model.config.context_length}", param)
 
     def _too_long(self, tokens: str, param: str) -> ApiError:
         context = self.model.config.context_length
-        return wrong(
-            param,
-            f"the model reads at most {context} tokens, but these are {tokens}. Shorten it.",
-            "context_length_exceeded",
-        )
+        message = f"the model reads at most {context} tokens, but these are {tokens}. Shorten it."
+        return invalid(param, message, "context_length_exceeded")
 
     async def begin(
         self,
@@ -159,130 +146,154 @@ class Service:
         param: str,
         max_tokens: tuple[str, int],
         logprobs: int | None,
-    ) -> Writing:
+    ) -> Generation:
         """Queue a request.  Raises ApiError, naming what is wrong.
 
         encode: gives the prompts as ids, in a thread of its own; param: where they come from.
         max_tokens: the parameter that sets it, and its value.
         """
-        if max_tokens[1] > self.config.max_tokens:
-            raise wrong(
-                max_tokens[0],
-                f"{max_tokens[1]} is more than this server's limit of {self.config.max_tokens}.",
-            )
+        named, limit = max_tokens
+        if limit > self.config.max_tokens:
+            raise invalid(named, f"{limit} is more than this server's limit of {self.config.max_tokens}.")
         if asked.stream_options is not None and not asked.stream:
-            raise wrong("stream_options", "goes with stream=true.")
+            raise invalid("stream_options", "goes with stream=true.")
         if 0 < (asked.temperature or 0) < LEAST_TEMPERATURE:
-            raise wrong("temperature", f"{asked.temperature:g} is too close to 0, which is greedy.")
-        vocabulary = self.model.config.vocab_size
-        if (asked.top_k or 0) > vocabulary:
-            raise wrong("top_k", f"{asked.top_k} is more than the {vocabulary} tokens that the model knows.")
-        given = {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
-        settings = SampleConfig(max_new_tokens=max_tokens[1], **given)
+            raise invalid("temperature", f"{asked.temperature:g} is too close to 0, which is greedy.")
+        vocab_size = self.model.config.vocab_size
+        if (asked.top_k or 0) > vocab_size:
+            raise invalid("top_k", f"{asked.top_k} is more than the model's {vocab_size} tokens.")
+        given = {name: value for name in _SAMPLING if (value := getattr(asked, name)) is not None}
+        settings = SampleConfig(max_new_tokens=limit, stop=asked.stops, **given)
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
 
         def prepare() -> tuple[int, int, Generator[Token]]:
-            ids = _or_wrong(param, encode)
+            ids = _checked(param, encode)
             self._check_prompts(ids, param, settings.n)
             for stop in settings.stop:
-                _or_wrong("stop", partial(self.tokenizer.encode, stop))
-            wanted = None if logprobs is None else min(logprobs, vocabulary)
-            tokens = stream_tokens(self.model, self.tokenizer, ids, settings, seed=seed, logprobs=wanted)
+                _checked("stop", partial(self.tokenizer.encode, stop))
+            top = None if logprobs is None else min(logprobs, vocab_size)
+            tokens = stream_tokens(self.model, self.tokenizer, ids, settings, seed=seed, logprobs=top)
             return len(ids) * settings.n, sum(map(len, ids)), cast(Generator[Token], tokens)
 
-        texts, read, tokens = await asyncio.to_thread(prepare)
+        n_texts, prompt_tokens, tokens = await asyncio.to_thread(prepare)
         job = self.scheduler.submit(tokens, self.config.generate_seconds)
-        return Writing(job, self.tokenizer, texts, seed, read)
+        return Generation(job, self.tokenizer, n_texts, seed, prompt_tokens)
 
     def _check_prompts(self, prompts: list[list[int]], param: str, n: int) -> None:
-        if len(prompts) * n > self.config.max_texts:
-            raise wrong(
-                "n",
-                f"{n} for {len(prompts)} prompts is more than {self.config.max_texts}, this "
-                "server's limit of texts per request.",
+        most, vocab_size = self.config.max_texts, self.model.config.vocab_size
+        if len(prompts) * n > most:
+            raise invalid(
+                "n", f"{n} for {len(prompts)} prompts is more than {most}, this server's limit of texts."
             )
-        vocabulary = self.model.config.vocab_size
         for ids in prompts:
             if len(ids) > self.model.config.context_length:
                 raise self._too_long(str(len(ids)), param)
             if not ids:
-                raise wrong(param, "is empty; give at least one character, for example a line break.")
-            if outside := [token for token in ids if not 0 <= token < vocabulary]:
-                raise wrong(
-                    param,
-                    f"id {str(outside[0])[:40]} is not in 0 .. {vocabulary - 1}, the model's vocabulary.",
+                raise invalid(param, "is empty; give at least one character, for example a line break.")
+            if outside := [token for token in ids if not 0 <= token < vocab_size]:
+                raise invalid(
+                    param, f"id {str(outside[0])[:40]} is not in 0 .. {vocab_size - 1}, the vocabulary."
                 )
 
-    async def answer(self, request: Request, asked: Sampling, writing: Writing, form: Form) -> Response:
+    async def answer(
+        self, request: Request, asked: Sampling, generation: Generation, reply: Format
+    ) -> Response:
         """Write to a client: all at once, or as server-sent events."""
-        prefix, whole, part = form.kinds
         head: dict[str, Any] = {
-            "id": f"{prefix}-{secrets.token_hex(12)}",
-            "object": part if asked.stream else whole,
+            "id": f"{reply.id_prefix}-{secrets.token_hex(12)}",
+            "object": reply.stream_object if asked.stream else reply.whole_object,
+            "created": int(time.time()),
+            "model": self.name,
+            "seed": generation.seed,
         }
-        head |= {"created": int(time.time()), "model": self.name, "seed": writing.seed}
-        pieces = writing.pieces()
-        if not asked.stream:
-            texts: list[list[Piece]] = [[] for _ in range(writing.texts)]
+        deltas = generation.deltas()
+        try:
+            if asked.stream:  # what goes wrong before the first delta has a status of its own
+                first = await _while_connected(request, anext(deltas))
+                usage = asked.stream_options is not None and asked.stream_options.include_usage
+                return self.event_stream(_events(head, first, deltas, generation, reply, usage))
+            texts = await _while_connected(request, _collected(deltas, generation.n_texts))
+        except BaseException:
+            generation.job.close()
+            raise
+        choices = [reply.whole(index, delta) for index, delta in enumerate(texts)]
+        return JSONReply(head | {"choices": choices, "usage": generation.usage()})
 
-            async def collect() -> bool:
-                async for index, piece in pieces:
-                    texts[index].append(piece)
-                return True
-
-            await _finished(request, collect(), pieces)
-            choices = [form.whole(index, joined(each)) for index, each in enumerate(texts)]
-            return JSONReply(head | {"choices": choices, "usage": writing.usage()})
-
-        async def first() -> tuple[int, Piece]:
-            return await anext(pieces)
-
-        begun = await _finished(request, first(), pieces)  # what goes wrong before it has a status of its own
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return EventStream(_events(head, begun, pieces, writing, form, usage))
+    def event_stream(self, events: AsyncGenerator[dict[str, str]]) -> EventSourceResponse:
+        """Events as a response that pings, and that stops when the client goes away or does not read."""
+        return EventSourceResponse(
+            events,
+            sep="\n",
+            send_timeout=self.config.stall_seconds,
+            shutdown_grace_period=self.config.grace_seconds + 1,  # the scheduler ends streams with an error
+        )
 
 
-async def _finished(request: Request, work: Any, pieces: AsyncGenerator[Any]) -> Any:
-    """What the work returns.  Whatever stops it, the model stops too."""
-    result = None
+async def _collected(deltas: AsyncGenerator[tuple[int, Delta]], n_texts: int) -> list[Delta]:
+    """Each text as one delta."""
+    texts: list[list[Delta]] = [[] for _ in range(n_texts)]
+    async for index, delta in deltas:
+        texts[index].append(delta)
+    return [_joined(parts) for parts in texts]
+
+
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    text = "".join(delta.text for delta in deltas)
+    return Delta(text, [token for delta in deltas for token in delta.tokens], deltas[-1].finish)
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, which is cancelled when the client goes away.  Raises ApiError then."""
+    working = asyncio.ensure_future(work)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        working.cancel()
+
+    watching = asyncio.ensure_future(watch())
     try:
-        result = await while_connected(request.receive, work)
+        return await working
+    except asyncio.CancelledError:
+        if watching.done():
+            raise ApiError(408, "The client went away.", code="client_gone") from None
+        raise
     finally:
-        if result is None:
-            await pieces.aclose()
-    if result is None:
-        raise ApiError(408, "The client went away.", code="client_gone")
-    return result
+        watching.cancel()
 
 
 async def _events(
     head: dict[str, Any],
-    begun: tuple[int, Piece],
-    pieces: AsyncGenerator[tuple[int, Piece]],
-    writing: Writing,
-    form: Form,
+    first: tuple[int, Delta],
+    deltas: AsyncGenerator[tuple[int, Delta]],
+    generation: Generation,
+    reply: Format,
     usage: bool,
-) -> AsyncGenerator[bytes]:
-    common: dict[str, Any] = head | ({"usage": None} if usage else {})
+) -> AsyncGenerator[dict[str, str]]:
+    head_and_usage = head | ({"usage": None} if usage else {})
+
+    def event(choice: dict[str, Any]) -> dict[str, str]:
+        return {"data": to_json(head_and_usage | {"choices": [choice]})}
+
     try:
-        for index in range(writing.texts):
-            if opening := form.opening(index):
-                yield sse(common | {"choices": [opening]})
-        yield sse(common | {"choices": [form.part(*begun)]})
-        async for index, piece in pieces:
-            yield sse(common | {"choices": [form.part(index, piece)]})
+        for index in range(generation.n_texts):
+            if opening := reply.first(index):
+                yield event(opening)
+        yield event(reply.delta(*first))
+        async for index, delta in deltas:
+            yield event(reply.delta(index, delta))
         if usage:
-            yield sse(head | {"choices": [], "usage": writing.usage()})
-        yield sse("[DONE]")
+            yield {"data": to_json(head | {"choices": [], "usage": generation.usage()})}
+        yield {"data": "[DONE]"}
     except ApiError as error:
-        yield sse(error.content())
+        yield {"data": to_json(error.content())}
     finally:
-        await pieces.aclose()
+        generation.job.close()
 
 
-def _or_wrong(param: str, work: Callable[[], T]) -> T:
-    """What the work returns; its ValueError as an answer that names the parameter."""
+def _checked(param: str, work: Callable[[], T]) -> T:
+    """What the work returns; its ValueError as an error that names the parameter."""
     try:
         return work()
     except ValueError as error:
-        raise wrong(param, str(error)) from error
+        raise invalid(param, str(error)) from error

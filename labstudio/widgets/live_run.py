@@ -1,8 +1,18 @@
-"""Training that goes on while the reader watches and steers it. Its view is static/run_monitor.js."""
+"""Training in the background while the reader watches and steers it. Its view is static/run_monitor.js.
+
+States of a LiveRun:
+ready        nothing has begun              training, paused   a thread is at work
+offered      an interrupted run was found   stopped, failed    it ended early
+busy         it is being trained elsewhere  finished           it ended after the last step
+"""
 
 from __future__ import annotations
 
+import glob
 import math
+import os
+import re
+import sys
 import threading
 import time
 import warnings
@@ -10,17 +20,17 @@ from dataclasses import asdict
 from typing import Any
 
 from labkit.device import hand_over_cores
-from labkit.training import CheckpointError, Run, Trainer, TrainingDivergedError, fit, restore
-from labkit.training.events import Event
-from labstudio.runs.run_lookup import is_being_written, is_interrupted, is_live, newest_run, saved_step
+from labkit.io import runs_dir
+from labkit.training import CheckpointError, Event, Run, Trainer, TrainingDivergedError, fit, restore
 from labstudio.visible import unhidden
-from labstudio.widgets.live_words import buttons, words
 from labstudio.widgets.run_monitor import RunMonitor
 
 EVERY = 0.5
 """Seconds between two drawings while it trains."""
+FRONT_ENDS = ("JPY_SESSION_NAME", "VOILA_BASE_URL", "VSCODE_PID")
+"""Set in kernels by Jupyter's servers, by Voila and by VS Code; not by nbclient, which nbval uses."""
 _training: list[LiveRun] = []
-"""Those of this process whose thread is at work."""
+"""Those of this process whose thread is training."""
 _starting = threading.Lock()
 
 
@@ -36,9 +46,8 @@ class LiveRun(RunMonitor):
     When the newest run of this name was interrupted, nothing is started: it is shown, and can be resumed from
     its last checkpoint or left as it is for a new run.
 
-    The training ends with the process; closing the widget stops it as `stop` does.  Until then it goes on,
-    whatever becomes of the page and of the variable.  One that is no longer at hand is stopped by another
-    LiveRun of the same name.
+    The training ends with the process; closing the widget stops it as `stop` does.  It continues when
+    the page is closed or the variable reassigned; then another LiveRun of the same name can stop it.
     """
 
     run: Run | None
@@ -65,13 +74,12 @@ class LiveRun(RunMonitor):
             self.look()
             if self.state == "ready" and start:
                 self.resume()
-        self.on_msg(self._pressed)
 
     def __repr__(self) -> str:
         return f"LiveRun({self._given})"
 
     def look(self) -> None:
-        """Look what has become of the newest run of this name; not while this one trains."""
+        """Check on the newest run of this name; does nothing while this one trains."""
         if self in _training:
             return
         found = newest_run(self._given)
@@ -80,7 +88,7 @@ class LiveRun(RunMonitor):
         self._show("ready" if self.run is None else "busy" if is_being_written(self.run) else "offered")
 
     def resume(self) -> None:
-        """Start, go on after a pause or a stop, or go on from the last checkpoint of an interrupted run."""
+        """Start, continue after a pause or a stop, or resume an interrupted run from its last checkpoint."""
         self._go("on")
 
     def step(self) -> None:
@@ -93,9 +101,9 @@ class LiveRun(RunMonitor):
             self._mode = "pause"
 
     def stop(self) -> None:
-        """Save a checkpoint and end the training; `resume` goes on from it, also in a new kernel.
+        """Save a checkpoint and end the training; `resume` continues from it, also in a new kernel.
 
-        Where another LiveRun of this process trains this run, it is that one which ends.
+        If another LiveRun of this process trains this run, that one ends.
         """
         for live in [each for each in _training if each is self or each.run == self.run]:
             with live._condition:
@@ -116,11 +124,11 @@ class LiveRun(RunMonitor):
         if not usable or not math.isfinite(factor) or not 0 < factor <= 1000:
             raise ValueError(f"Learning rate times {factor!r}: choose a number above 0, up to 1000.")
         self.trainer.learning_rate_scale = float(factor)
-        with self._turn, self.hold_sync():
+        with self._lock, self.hold_sync():
             self.rate, self.error = float(factor), ""
 
     def start_anew(self) -> None:
-        """Leave the interrupted run as it is and train from the start, recorded as a run of its own.
+        """Leave the interrupted run as it is and train from the start, recorded as a new run.
 
         Raises RuntimeError for a trainer that has taken steps.
         """
@@ -189,7 +197,7 @@ class LiveRun(RunMonitor):
             self._stop.clear()
             self._ended.clear()
             _training.append(self)
-        with self._turn:
+        with self._lock:
             self.error = ""
         hand_over_cores()
         threading.Thread(target=self._train, args=(restoring,), name="live run", daemon=True).start()
@@ -223,7 +231,7 @@ class LiveRun(RunMonitor):
         self._notes = "".join(f" {each.message}" for each in caught)
 
     def _can_go_on(self, error: BaseException, state: str) -> bool:
-        """Whether Resume may help after this error: not where it would only come again."""
+        """Whether Resume may help after this error, or would only repeat it."""
         if state == "offered":
             return not isinstance(error, ValueError)
         return self.trainer.intact and not isinstance(error, TrainingDivergedError)
@@ -261,7 +269,7 @@ class LiveRun(RunMonitor):
                 self._complain(error)
             self._show(self.state)
 
-    def _pressed(self, widget: object, content: dict[str, Any], buffers: object) -> None:
+    def _handle(self, content: dict[str, Any]) -> None:
         do = content.get("do", "")
         try:
             if do == "rate":
@@ -272,11 +280,11 @@ class LiveRun(RunMonitor):
             self._complain(error)
 
     def _complain(self, error: BaseException) -> None:
-        with self._turn:
+        with self._lock:
             self.error = unhidden(str(error) or type(error).__name__)
 
     def _show(self, state: str) -> None:
-        with self._turn, self.hold_sync():
+        with self._lock, self.hold_sync():
             problem = ""
             if self.run:
                 problem = self._read(self.run).problem
@@ -298,3 +306,86 @@ class LiveRun(RunMonitor):
                 here=any(each.run == self.run for each in _training),
             )
             self._draw_at = time.monotonic() + EVERY
+
+
+def newest_run(name: str) -> Run | None:
+    """The last of the runs name, name-2, name-3 …"""
+    numbered = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    found = {
+        int(match[1] or 1): config.parent
+        for config in runs_dir().glob(f"{glob.escape(name)}*/config.json")
+        if (match := numbered.fullmatch(config.parent.name))
+    }
+    return Run(found[max(found)]) if found else None
+
+
+def is_interrupted(run: Run) -> bool:
+    """Whether the run has no checkpoint of its last step."""
+    try:
+        return saved_step(run) < int(run.config()["total_steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # nothing that could be resumed
+
+
+def saved_step(run: Run) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    return max((each.step for each in run.checkpoints()), default=0)
+
+
+def is_being_written(run: Run) -> bool:
+    """Whether another process, or another thread of this one, trains it."""
+    try:
+        with run.locked():
+            return False
+    except RuntimeError:
+        return True
+
+
+def is_live() -> bool:
+    """Whether there is a page with buttons: LABKIT_LIVE says so, or the kernel belongs to a front end."""
+    if chosen := os.environ.get("LABKIT_LIVE"):
+        if chosen not in ("0", "1"):
+            raise ValueError(f"LABKIT_LIVE={chosen!r}: set 1 (live), 0 (blocking) or nothing.")
+        return chosen == "1"
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel") and any(name in os.environ for name in FRONT_ENDS)
+
+
+def words(state: str, *, name: str, step: int, resumable: bool) -> str:
+    """A sentence or two for the reader.  step: the last one that is recorded."""
+    rebuild = "" if resumable else " Run the cell that builds the trainer again, then this one."
+    return {
+        "ready": "Nothing is trained yet.",
+        "offered": f"This run was interrupted after step {step}. Resume goes on from its last checkpoint; "
+        "Start anew leaves it as it is and begins another run.",
+        "busy": f"Run {name} is being trained elsewhere. Wait for it or stop it, then look again; Start anew "
+        "begins another run.",
+        "training": "Other cells can run meanwhile.",
+        "paused": f"Paused after step {step}. Step takes one step, Resume goes on.",
+        "stopped": f"Stopped after step {step}, which is saved. Resume goes on from it, in a new kernel too.",
+        "failed": f"Ended by an error after step {step}.{rebuild}",
+        "finished": f"Trained to the end, step {step}.",
+    }[state]
+
+
+def buttons(state: str, *, saved: int, resumable: bool, fresh: bool, here: bool) -> list[dict[str, Any]]:
+    """What the view offers: `do`, `label` and `enabled` of each button, in an order that stays.
+
+    saved: the step of the newest checkpoint.  resumable: whether going on may help.  fresh: whether the
+    trainer has taken no step.  here: whether it is this process that trains a busy run.
+    """
+    if state == "offered":
+        found = [("resume", f"Resume from step {saved}", resumable), ("start_anew", "Start anew", fresh)]
+    elif state == "busy":
+        found = [("look", "Look again", True), ("stop", "Stop it", here), ("start_anew", "Start anew", fresh)]
+    else:
+        at_work = state in ("training", "paused")
+        can = at_work or state in ("ready", "stopped") or (state == "failed" and resumable)
+        first = {"ready": ("resume", "Start"), "training": ("pause", "Pause")}
+        found = [
+            (*first.get(state, ("resume", "Resume")), can),
+            ("step", "Step", can),
+            ("stop", "Stop", at_work),
+            ("sample", "Sample now", at_work),
+        ]
+    return [{"do": do, "label": label, "enabled": enabled} for do, label, enabled in found]

@@ -2,58 +2,45 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
-import anywidget
 import traitlets
 
 from labkit.training import Run
-from labstudio.runs.run_history import RunHistory
+from labstudio.runs.history import RunHistory
 from labstudio.visible import unhidden
-from labstudio.widgets.widget_files import css, javascript
+from labstudio.widgets.base import Widget, css, javascript, shown
 
 
-def _shown(kind: type[traitlets.TraitType[Any, Any]]) -> Any:
-    """A trait that Python sets and the browser draws."""
-    return kind().tag(sync=True)
+class RunMonitor(Widget):
+    """Draws one run: `show_run(run)` shows what its folder holds now; call it again to follow a live one.
 
-
-class RunMonitor(anywidget.AnyWidget):
-    """Draws one run: `show_run(run)` shows what its folder holds by now; call it again to follow a live one.
-
-    It may be called from any thread.  What cannot be read is said in `message`.
+    It may be called from any thread.  `message` says what cannot be read.
     """
 
-    _esm = javascript("run_monitor")
+    _esm = javascript("charts", "run_monitor")
     _css = css("run_monitor")
 
-    name, state = _shown(traitlets.Unicode), _shown(traitlets.Unicode)
-    steps_done, total_steps = _shown(traitlets.Int), _shown(traitlets.Int)
-    latest, curves = _shown(traitlets.Dict), _shown(traitlets.Dict)
-    evaluations, samples = _shown(traitlets.List), _shown(traitlets.List)
-    message, error = _shown(traitlets.Unicode), _shown(traitlets.Unicode)
-    buttons = _shown(traitlets.List)
+    name, state = shown(traitlets.Unicode), shown(traitlets.Unicode)
+    steps_done, total_steps = shown(traitlets.Int), shown(traitlets.Int)
+    latest, curves = shown(traitlets.Dict), shown(traitlets.Dict)
+    evaluations, samples = shown(traitlets.List), shown(traitlets.List)
+    message, error = shown(traitlets.Unicode), shown(traitlets.Unicode)
+    buttons = shown(traitlets.List)
     """What the view offers: each has `do` (sent as a message when it is pressed), `label` and `enabled`."""
     rate = traitlets.Any(None).tag(sync=True)
     """The learning rate's factor; None where it cannot be changed."""
 
     def __init__(self, **state: Any) -> None:
-        self._turn = threading.RLock()
         self._history: RunHistory | None = None
         super().__init__(**state)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
 
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        """What the browser sends; never while another thread sets a trait."""
-        with self._turn:
-            super().set_state(sync_data)
-
     def show_run(self, run: Run) -> None:
-        """Show what the run's folder holds by now; of one that is shown already only what is new is read."""
-        with self._turn, self.hold_sync():
+        """Show what the run's folder holds now; of a run that is shown already only new rows are read."""
+        with self._lock, self.hold_sync():
             history = self._read(run)
             self.state, self.message = history.state(), unhidden(history.problem)
 

@@ -127,6 +127,22 @@ def test_activations_are_what_autograd_saves(variant: str, precision: Any) -> No
     assert counted == bytes_saved(model, ids, precision)
 
 
+@pytest.mark.parametrize("rates", [{"dropout": 0.1}, {"attention_dropout": 0.1}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dropout_keeps_masks_and_on_a_cpu_the_attention_weights(
+    rates: dict[str, float], precision: Any
+) -> None:
+    config = config_of("gpt2", d_ff=31, **rates)
+    model, ids = model_of(config)
+    counted = training_memory(config, BATCH, precision=precision, device="cpu")["activations"]
+    exact = precision == "fp32" or "dropout" in rates
+    assert counted == pytest.approx(bytes_saved(model, ids, precision), rel=0 if exact else 0.06)
+    without = training_memory(config_of("gpt2", d_ff=31), BATCH, precision=precision)["activations"]
+    masks = BATCH * CONTEXT * 12 * (1 + 2 * 3) if "dropout" in rates else 0
+    on_a_gpu = training_memory(config, BATCH, precision=precision, device="cuda")["activations"]
+    assert on_a_gpu == without + masks
+
+
 class Held(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make, while they live."""
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.analysis import token_losses, watch_layers
-from labkit.training import Trainer, fit
-from labkit.training.events import End, Step
+from labkit.training import End, Step, Trainer, fit
 from tests.variants import VARIANTS
 
 VOCAB = 13

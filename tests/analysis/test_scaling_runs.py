@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from labkit import GPTConfig
 from labkit.analysis import fit_scaling_law, parameter_count
+from labstudio.runs import kept_runs
 from labstudio.runs.report import read_outcomes
 from labstudio.runs.sweep_file import read_sweep
 
-RUNS = Path(__file__).parents[2] / "benchmarks" / "results" / "runs"
-OUTCOMES, UNFINISHED = read_outcomes("scaling", RUNS)
+OUTCOMES, UNFINISHED = read_outcomes("scaling", kept_runs())
 
 
 def measured() -> np.ndarray:

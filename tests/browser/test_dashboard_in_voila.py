@@ -19,7 +19,7 @@ from dashboard_runs import HOSTILE_SHOWN, SCRIPT, folder_of_runs, write_corpus
 from servers import SERIOUS, Watch, accessible, watch
 
 from labkit.training import Run
-from labstudio.dashboard.jobs import Job, jobs
+from labstudio.dashboard.trainings import Training, trainings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     scratch = tmp_path_factory.mktemp("elsewhere")
     root = folder_of_runs(scratch / "my runs", write_corpus(scratch / "text.txt"))
     yield root
-    for job in jobs(root):  # what a test that failed has left
+    for job in trainings(root):  # what a test that failed has left
         if job.alive:
             psutil.Process(job.pid).kill()
 
@@ -91,8 +91,8 @@ def shown(
     playwright.expect.set_options(timeout=5_000)
 
 
-def last_job(shown: Shown) -> Job:
-    return jobs(shown.runs)[0]
+def last_job(shown: Shown) -> Training:
+    return trainings(shown.runs)[0]
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -149,9 +149,9 @@ def test_runs_are_compared_by_curves_and_differing_settings(shown: Shown) -> Non
     for name in ("small", "large", HOSTILE_SHOWN):
         shown.page.get_by_label(f"Compare {name}").check()
     compared = shown.page.locator(".ld-compared")
-    playwright.expect(compared.locator(".ld-legend li")).to_have_count(3)
+    playwright.expect(compared.locator(".lk-legend li")).to_have_count(3)
     assert compared.locator("figure svg").count() == 2
-    assert compared.locator("figure").first.locator(".ld-line path").count() == 3
+    assert compared.locator("figure").first.locator(".lk-curve path").count() == 3
     row = compared.get_by_role("row").filter(has_text="model.d_model")
     assert row.get_by_role("cell").all_inner_texts() == ["10", "20", "10"]
     assert "small" in (compared.get_by_role("img").first.get_attribute("aria-label") or "")
@@ -177,7 +177,7 @@ def test_what_is_wrong_with_a_training_is_said_at_once_or_from_its_log(shown: Sh
     ):
         shown.start(name, steps)
         playwright.expect(panel.get_by_role("alert")).to_contain_text(message)
-    assert jobs(shown.runs) == []
+    assert trainings(shown.runs) == []
     shown.start("--help", 5, corpus=f"/no/such/{SCRIPT}")
     playwright.expect(panel.get_by_role("alert")).to_be_empty()
     playwright.expect(panel.locator("pre")).to_contain_text("nor a path that exists")
@@ -191,10 +191,10 @@ def test_a_training_is_started_followed_stopped_and_resumed(shown: Shown) -> Non
     shown.start("-live 𝒳 שלום", 3000)
     panel = shown.page.get_by_role("tabpanel", name="One run")
     playwright.expect(panel.locator(".lr-name")).to_have_text("-live 𝒳 שלום")
-    points = panel.locator("[data-chart=Loss] .lr-solid").first
+    points = panel.locator("[data-chart=Loss] [data-points]").first
     playwright.expect(points).not_to_have_attribute("data-points", "0")
     before = int(points.get_attribute("data-points") or 0)
-    curve = "document.querySelector('[data-chart=Loss] .lr-solid')"
+    curve = "document.querySelector('[data-chart=Loss] [data-points]')"
     shown.page.wait_for_function(f"before => Number({curve}.dataset.points) > before + 5", arg=before)
     job = last_job(shown)
     assert job.alive

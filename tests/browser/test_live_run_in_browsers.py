@@ -103,7 +103,7 @@ class Shown:
         return int(found[1].replace(",", ""))
 
     def points(self) -> int:
-        curve = self.live.locator("[data-chart=Loss] .lr-curve.lr-solid[data-points]")
+        curve = self.live.locator("[data-chart=Loss] [data-points] >> nth=0")
         return int(curve.get_attribute("data-points") or 0)
 
     def number(self, name: str) -> str:

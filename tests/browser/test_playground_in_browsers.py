@@ -17,7 +17,7 @@ from servers import Watch, accessible, darken, opened
 
 from labkit import SampleConfig
 from labkit.generation import complete
-from labstudio.figures.sampling_stages import next_token_logits, sampling_stages
+from labstudio.figures.sampling import next_token_logits, sampling_stages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

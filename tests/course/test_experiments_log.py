@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quoted_numbers import not_found, numbers_in, quoted
 
-from labcourse.journal import JOURNAL, LOG, RESULTS
+from labcourse.journal import RESULTS
 from labcourse.lesson import Lesson, lessons
+from labcourse.log import JOURNAL, LOG
+from labstudio.runs import kept_runs
 
 ROOT = Path(__file__).parents[2]
-RUNS = ROOT / "benchmarks" / "results" / "runs"
 PARTS = (
     "Question",
     "Prediction",
@@ -78,8 +79,8 @@ def known_numbers(entry: Entry) -> Iterator[float]:
     own = ROOT / RESULTS / f"{entry.name.replace('/', '.')}.json"
     if own.exists():
         yield from results(own.stem)
-    for name in re.findall(r"benchmarks/results/runs/([\w.-]*\w)", entry.text):
-        yield from run_numbers(RUNS / name)
+    for name in re.findall(r"benchmarks/results/runs/\w+\.zip/([\w.-]*\w)", entry.text):
+        yield from run_numbers(kept_runs() / name)
     for name in re.findall(r"benchmarks/results/(\w+)(?:\.json)", entry.text):
         yield from results(name)
 

@@ -15,8 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labcourse import journal
+from labcourse import journal, log_experiment
+from labcourse import log as log_module
 from labcourse.lesson import Experiment, Lesson, Reflection
+from labcourse.log import LOG
+from labstudio.tables import markdown_table
 
 SECTION = re.compile(rb"<!-- labkit:begin .*?<!-- labkit:end \S+ -->", re.S)
 
@@ -28,12 +31,12 @@ def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def log(lesson: str = "03_mini_gpt", key: str = "training", body: str = "loss 1.90") -> Path:
-    return journal.log_section(lesson, key, "A run", body)
+    return log_module.log_section(lesson, key, "A run", body)
 
 
 def test_a_new_file_opens_like_the_committed_one() -> None:
     root = Path(__file__).parents[2]
-    for name, opening in journal._OPENINGS.items():
+    for name, opening in log_module._OPENINGS.items():
         assert (root / name).read_text(encoding="utf-8").startswith(opening)
 
 
@@ -99,15 +102,15 @@ def test_the_part_for_the_reader_is_made_once_and_never_again(lesson: Lesson) ->
 
 
 def test_own_words_are_those_below_yours_of_that_lesson(lesson: Lesson) -> None:
-    assert journal.own_words(lesson.name) == 0
+    assert log_module.own_words(lesson.name) == 0
     path = journal.write_answers(lesson.name, {"loss": 2})
-    assert journal.own_words(lesson.name) == 0
+    assert log_module.own_words(lesson.name) == 0
     path.write_text(
         path.read_text()
         + "\nTwo words\n<!-- labkit:begin 04_x/answers -->\n<!-- labkit:end 04_x/answers -->\nnot mine"
     )
-    assert journal.own_words(lesson.name) == 2
-    assert journal.own_words("05_none") == 0
+    assert log_module.own_words(lesson.name) == 2
+    assert log_module.own_words("05_none") == 0
 
 
 def test_an_experiment_has_its_parts_in_order_and_keeps_its_numbers(lesson: Lesson, out: Path) -> None:
@@ -136,12 +139,12 @@ def test_a_missing_number_and_an_unknown_experiment_are_named(lesson: Lesson, ou
 
 def test_two_processes_write_the_log_at_once_and_nothing_is_lost(out: Path) -> None:
     code = (
-        "import sys; from labcourse.journal import log_section\n"
+        "import sys; from labcourse.log import log_section\n"
         "for n in range(15): log_section('03_mini_gpt', f'{sys.argv[1]}{n}', 'A run', 'text')"
     )
     started = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
     assert [each.wait(timeout=120) for each in started] == [0, 0]
-    assert (out / journal.LOG).read_text().count("labkit:begin") == 30
+    assert (out / LOG).read_text().count("labkit:begin") == 30
 
 
 def test_windows_line_ends_stay() -> None:
@@ -159,7 +162,7 @@ learner_text = st.binary(max_size=200).filter(lambda data: b"<!-- labkit:" not i
 
 @given(above=learner_text, below=learner_text, body=st.text(st.characters(exclude_categories=["Cs"])))
 def test_bytes_outside_sections_are_preserved(above: bytes, below: bytes, body: str, out: Path) -> None:
-    path = out / journal.LOG
+    path = out / LOG
     path.unlink(missing_ok=True)
     section = SECTION.search(log().read_bytes())
     assert section
@@ -172,7 +175,7 @@ def test_bytes_outside_sections_are_preserved(above: bytes, below: bytes, body: 
 
 @given(text=learner_text)
 def test_a_first_section_is_added_after_the_learners_text(text: bytes, out: Path) -> None:
-    path = out / journal.LOG
+    path = out / LOG
     path.write_bytes(text)
     log()
     assert path.read_bytes().startswith(text)
@@ -196,9 +199,9 @@ END = "<!-- labkit:end 03_mini_gpt/training -->\n"
     ],
 )
 def test_damaged_markers_are_an_error_and_nothing_is_written(text: str, message: str, out: Path) -> None:
-    path = out / journal.LOG
+    path = out / LOG
     path.write_text(text)
-    with pytest.raises(journal.DamagedJournalError, match=message):
+    with pytest.raises(log_module.DamagedLogError, match=message):
         log()
     assert path.read_text() == text
 
@@ -214,7 +217,7 @@ def test_bad_names_are_refused(bad: str) -> None:
 def test_a_body_with_markers_is_refused(out: Path) -> None:
     with pytest.raises(ValueError, match="must not contain"):
         log(body=END)
-    assert not (out / journal.LOG).exists()
+    assert not (out / LOG).exists()
 
 
 def test_a_crash_while_writing_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
@@ -226,26 +229,56 @@ def test_a_crash_while_writing_leaves_the_old_file(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk gone"):
         log(body="never seen")
-    assert (out / journal.LOG).read_bytes() == before
-    assert [file.name for file in out.glob("[!.]*")] == [journal.LOG]
+    assert (out / LOG).read_bytes() == before
+    assert [file.name for file in out.glob("[!.]*")] == [LOG]
     assert [file.suffix for file in out.glob(".*")] == [".lock"]
 
 
 def test_a_link_stays_a_link(out: Path) -> None:
     real = out / "elsewhere.md"
     real.write_text("mine\n")
-    (out / journal.LOG).symlink_to(real)
+    (out / LOG).symlink_to(real)
     log()
-    assert (out / journal.LOG).is_symlink()
+    assert (out / LOG).is_symlink()
     assert "loss 1.90" in real.read_text()
 
 
 def test_tables() -> None:
     rows = [{"name": "a|b", "loss": 1.23456}, {"name": "c", "steps": 500}]
-    assert journal.markdown_table(rows).splitlines() == [
+    assert markdown_table(rows).splitlines() == [
         "| name | loss | steps |",
         "| --- | ---: | ---: |",
         "| a\\|b | 1.235 |  |",
         "| c |  | 500 |",
     ]
-    assert journal.markdown_table([]) == ""
+    assert markdown_table([]) == ""
+
+
+def entry(name: str = "03_mini_gpt/first-training", **changed: object) -> str:
+    parts: dict = {"question": "Does it learn?", "expected": "Below 2.5.", "found": "2.07 nats."} | changed
+    return log_experiment(name, **parts).read_text()
+
+
+def test_an_entry_is_a_question_an_expectation_and_what_was_found() -> None:
+    text = entry(table=[{"step": 100, "loss": 2.5}, {"step": 400, "loss": 2.07}])
+    assert (
+        "## Lesson 03: First training\n\n**Question.** Does it learn?\n\n**Expected.** Below 2.5.\n\n" in text
+    )
+    assert "**Found.** 2.07 nats.\n\n| step | loss |\n" in text
+    assert entry(found="1.99 nats.").count("**Found.** 1.99 nats.") == 1
+    assert "![2.07 nats.](visualizations/03_loss.png)" in entry(figure="03_loss.png")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"question": " "}, "03_mini_gpt/first-training has no 'question'"),
+        ({"found": "word " * 120}, "has 125 words; an entry has at most 120"),
+        ({"table": [{"a": 1}], "figure": "a.png"}, "a table and a figure"),
+        ({"name": "first-training"}, "key=''"),
+    ],
+)
+def test_an_entry_that_is_not_whole_is_refused(out: Path, changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        entry(**changed)
+    assert not (out / LOG).exists()

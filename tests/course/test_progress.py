@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from labcourse import check, journal, progress
+from labcourse import check, log, progress
 from labcourse.check import judge
 from labcourse.lesson import Item, Lesson, exercises, find_lesson, lessons
 from labcourse.solutions import solution
@@ -88,10 +88,8 @@ def test_the_checklist_is_filled_from_what_is_there(
         "[ ] Answered: missing answers in learning_journal.md",
     ]
     (out / "visualizations" / "02_b.png").touch()
-    journal.log_section(lesson.name, "mask", "A mask", "text")
-    path = journal._write_section(
-        journal.JOURNAL, lesson.name, "answers", "A", "b", after_first=journal._YOURS
-    )
+    log.log_section(lesson.name, "mask", "A mask", "text")
+    path = log.write_section(log.JOURNAL, lesson.name, "answers", "A", "b", after_first=log.YOURS)
     path.write_text(path.read_text() + "my own words")
     for exercise in lesson.exercises:
         progress.record(exercise, passed=True)

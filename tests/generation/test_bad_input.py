@@ -179,8 +179,6 @@ def test_one_prompt_is_one_text_not_one_per_character(model: GPT) -> None:
         ([-1], "ids range from -1 to -1; this model knows 0 to 10"),
         ([0.5], "ids are torch.float32; expected whole numbers"),
         ([True], "ids are torch.bool; expected whole numbers"),
-        ([[1, 2]], "prompt 0 has shape (1, 2); expected a list of at least one token id"),
-        ([[1, 2], [3]], "prompt 0 is [[1, 2], [3]]; expected a list of token ids"),
         ("abc", "prompt 0 is 'abc'; expected a list of token ids. Encode text first: tokenizer.encode(text)"),
     ],
 )
@@ -191,6 +189,22 @@ def test_ids_that_the_model_cannot_read_are_refused(model: GPT, prompt: Any, mes
         generate_batch(model, [[1], prompt])
 
 
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([[1], [[1, 2]]], "prompt 1 has shape (1, 2); expected a list of at least one token id"),
+        ([[1], [[1, 2], [3]]], "prompt 1 is [[1, 2], [3]]; expected a list of token ids"),
+        (torch.zeros(2, 0, dtype=torch.long), "prompt 0 has shape (0,); expected a list of at least one"),
+        (torch.zeros(0, 2, dtype=torch.long), "there are no prompts; give at least one"),
+        (torch.zeros(1, 2, 3, dtype=torch.long), "prompt 0 has shape (1, 2, 3); expected a list of at least"),
+        (["ab", "c"], "prompt 0 is 'ab'; expected a list of token ids. Encode text first"),
+    ],
+)
+def test_batches_that_the_model_cannot_read_are_refused(model: GPT, prompts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        generate(model, prompts)
+
+
 # Settings that do not go with the model, the tokenizer or the function
 
 
@@ -199,7 +213,7 @@ def test_ids_that_the_model_cannot_read_are_refused(model: GPT, prompt: Any, mes
     [
         (
             lambda m: generate(m, [1], SampleConfig(n=2)),
-            "generate: returns one text; for n=2 call generate_batch.",
+            "generate: one prompt gives one text; for n=2 give a list of prompts, generate(model, [ids]).",
         ),
         (
             lambda m: generate(m, [1], SampleConfig(stop=("ab",))),
@@ -244,6 +258,40 @@ def test_ids_that_the_model_cannot_read_are_refused(model: GPT, prompt: Any, mes
 def test_settings_that_do_not_fit_are_refused(model: GPT, call: Callable[[GPT], Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         call(model)
+
+
+FIELDS = "max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, eos_id, n."
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda m: generate(m, [1], max_tokens=5),
+            f"generate: there is no setting 'max_tokens'. Settings: seed, {FIELDS}",
+        ),
+        (
+            lambda m: complete(m, TOKENIZER, "a", temprature=5),
+            f"complete: there is no setting 'temprature'. Settings: seed, {FIELDS}",
+        ),
+        (lambda m: stream(m, TOKENIZER, "a", k=5), "stream: there is no setting 'k'. Settings: seed, max"),
+        (
+            lambda m: generate(m, [1], 50),
+            "generate: config is 50; expected a SampleConfig. A setting can be given by its name",
+        ),
+        (lambda m: stream_tokens(m, TOKENIZER, "a", {"n": 2}), "stream_tokens: config is {'n': 2}; expected"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused_with_those_that_there_are(
+    model: GPT, call: Callable[[GPT], Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(model)
+
+
+def test_settings_by_name_are_checked_as_in_a_configuration(model: GPT) -> None:
+    with pytest.raises(ValueError, match=r"SampleConfig: temperature=-1 must be"):
+        generate(model, [1], temperature=-1)
 
 
 # Prompts longer than the context

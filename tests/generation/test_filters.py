@@ -197,6 +197,48 @@ def test_the_smallest_top_p_keeps_the_likeliest_token(p: float, dtype: torch.dty
     assert torch.equal(stays, logits == logits.amax(-1, keepdim=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shares", "p", "count"),
+    [
+        ([0.5, 0.3, 0.2], 0.8, 2),  # in float32 1 - 0.2 is 0.79999995
+        ([0.4, 0.3, 0.2, 0.1], 0.7, 2),
+        ([0.4, 0.3, 0.2, 0.1], 0.9, 3),
+        ([0.6, 0.1, 0.1, 0.1, 0.1], 0.7, 2),
+        ([0.5, 0.3, 0.2], 0.82, 3),
+        ([0.5, 0.3, 0.2], 0.78, 2),
+    ],
+)
+def test_a_sum_that_is_p_but_for_rounding_is_enough(
+    shares: list[float], p: float, count: int, dtype: torch.dtype
+) -> None:
+    logits = torch.tensor(shares, dtype=torch.float64).log().to(dtype)
+    for shift in (0, 1.5, -3):
+        assert int(kept(top_p_filter(logits + shift, p)).sum()) == count
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.3, 0.8, 0.95])
+def test_in_half_precision_top_p_keeps_what_it_keeps_of_the_same_numbers_in_float32(
+    p: float, dtype: torch.dtype
+) -> None:
+    """Over a vocabulary so large that a sum in half precision stands still long before it reaches p."""
+    logits = torch.randn(3, 20_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(kept(top_p_filter(logits, p)), kept(top_p_filter(logits.float(), p)))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:]
+)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 2}])
+def test_large_logits_of_many_rows_are_finite(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """Each of them is, though their sum is not."""
+    logits = torch.tensor([[0.6, 0.1, 0.3]], dtype=torch.float64) * torch.finfo(dtype).max
+    rows = logits.to(dtype).expand(5, -1)
+    assert next_token_probabilities(rows, SampleConfig(**settings)).tolist() == [[1, 0, 0]] * 5
+    assert next_tokens(rows, SampleConfig(**settings), torch.full((5,), 0.5).double()).tolist() == [0] * 5
+
+
 # The order of the filters: settings for which another order gives another result
 
 

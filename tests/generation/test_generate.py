@@ -11,7 +11,8 @@ from torch import nn
 from variants import VARIANTS, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
-from labkit.generation import decoding, draw, generate, generate_batch, next_token_probabilities
+from labkit.generation import decode as decoding
+from labkit.generation import draw, generate, generate_batch, next_token_probabilities
 from labkit.model import KVCache
 
 pytestmark = pytest.mark.filterwarnings("ignore:generate. prompt . has .* tokens. the model reads the last")
@@ -75,6 +76,66 @@ def test_the_cache_changes_no_text_of_any_kind_of_model(name: str, config: Sampl
         assert together[number].tolist() == expected
 
 
+def as_rows(prompt: list[int]) -> dict[str, Any]:
+    """One prompt in every form that generate takes."""
+    ids = torch.tensor(prompt)
+    return {"list": prompt, "tensor": ids, "array": ids.numpy(), "tuple": tuple(prompt), "short": ids.int()}
+
+
+@pytest.mark.parametrize("form", ["list", "tensor", "array", "tuple", "short"])
+def test_one_prompt_gives_one_text(form: str) -> None:
+    text = generate(gpt(), as_rows([1, 4, 1])[form], SampleConfig(max_new_tokens=5), seed=2)
+    assert text.shape == (8,)
+    assert text.tolist() == uncached(gpt(), [1, 4, 1], SampleConfig(max_new_tokens=5), seed=2)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_of_ids_gives_a_batch_of_texts(batch: int) -> None:
+    model, config = gpt(), SampleConfig(max_new_tokens=5)
+    ids = torch.tensor([[1, 4, 1], [5, 9, 2], [6, 5, 3]])[:batch]
+    for given in (ids, ids.numpy()):
+        texts = generate(model, given, config, seed=2)
+        assert texts.shape == (batch, 8)
+        for row, text in enumerate(texts):
+            assert torch.equal(text, generate(model, ids[row], config, seed=2 + row))
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS[:3], [torch.tensor(each) for each in PROMPTS[:3]], [[1], [2]]])
+def test_a_list_of_prompts_gives_a_list_of_texts(prompts: list[Any]) -> None:
+    texts = generate(gpt(), prompts, SampleConfig(max_new_tokens=5, n=2), seed=2)
+    assert isinstance(texts, list)
+    assert [len(text) for text in texts] == [len(each) + 5 for each in prompts for _ in range(2)]
+    others = generate_batch(gpt(), prompts, SampleConfig(max_new_tokens=5, n=2), seed=2)
+    assert [text.tolist() for text in texts] == [text.tolist() for text in others]
+
+
+def test_texts_of_a_batch_that_end_early_go_on_with_the_token_that_ended_them() -> None:
+    ids = torch.tensor([[3, 1], [5, 9], [7, 2]])
+    config = SampleConfig(max_new_tokens=25, temperature=8, eos_id=9)
+    texts, alone = generate(gpt(), ids, config, seed=3), generate(gpt(), list(ids), config, seed=3)
+    lengths = [len(text) for text in alone]
+    assert texts.shape == (3, max(lengths))
+    assert len(set(lengths)) > 1
+    for text, short in zip(texts, alone, strict=True):
+        assert torch.equal(text[: len(short)], short)
+        assert (text[len(short) :] == 9).all()
+
+
+def test_several_texts_of_each_row_of_a_batch_stand_one_after_another() -> None:
+    ids, config = torch.tensor([[3, 1], [5, 9]]), SampleConfig(max_new_tokens=4, n=3)
+    texts = generate(gpt(), ids, config, seed=7)
+    assert texts.shape == (6, 6)
+    assert texts.tolist() == [text.tolist() for text in generate_batch(gpt(), list(ids), config, seed=7)]
+
+
+def test_settings_by_name_are_those_of_a_configuration() -> None:
+    named = generate(gpt(), [3, 1], temperature=0.8, max_new_tokens=6, top_k=4, seed=5)
+    config = SampleConfig(temperature=0.8, max_new_tokens=6, top_k=4)
+    assert torch.equal(named, generate(gpt(), [3, 1], config, seed=5))
+    changed = generate(gpt(), [3, 1], SampleConfig(max_new_tokens=6, temperature=0.8), top_k=4, seed=5)
+    assert torch.equal(named, changed)
+
+
 @pytest.mark.parametrize("context", [1, 2, 3, 4, 5])
 def test_short_contexts_work(context: int) -> None:
     model, config = variant("gpt2", context_length=context), SampleConfig(max_new_tokens=13)
@@ -83,10 +144,10 @@ def test_short_contexts_work(context: int) -> None:
 
 def test_the_newest_three_quarters_of_a_full_window_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     model, windows = variant("gpt2", context_length=9), []
-    read = decoding.Decoder.read
+    read = decoding.CachedReader.prefill
     monkeypatch.setattr(
-        decoding.Decoder,
-        "read",
+        decoding.CachedReader,
+        "prefill",
         lambda self, prompts, copies=1: windows.append(prompts[0].tolist()) or read(self, prompts, copies),
     )
     text = generate(model, [3, 1], SampleConfig(max_new_tokens=14)).tolist()
@@ -158,9 +219,9 @@ def test_generation_stops_when_every_row_has_ended_and_ended_rows_cost_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes = []
-    step = decoding.Decoder.step
+    step = decoding.CachedReader.step
     monkeypatch.setattr(
-        decoding.Decoder, "step", lambda self, tokens: sizes.append(len(tokens)) or step(self, tokens)
+        decoding.CachedReader, "step", lambda self, tokens: sizes.append(len(tokens)) or step(self, tokens)
     )
     model = variant("gpt2", context_length=500)
     config = SampleConfig(max_new_tokens=400, temperature=8, eos_id=4)
@@ -181,6 +242,15 @@ def test_a_reader_of_the_steps_can_end_a_text() -> None:
     whole = generate_batch(model, PROMPTS[:3], config, seed=1)
     for text, cut in ((0, 9), (1, 4), (2, 9)):
         assert tokens[text] == whole[text][len(PROMPTS[text]) :][:cut].tolist()
+
+
+def test_the_mode_of_each_module_is_restored() -> None:
+    """For example a frozen block, which stays in evaluation mode while the rest is trained."""
+    model = gpt().train()
+    model.blocks[0].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    generate(model, [3, 1], max_new_tokens=2)
+    assert {name: module.training for name, module in model.named_modules()} == before
 
 
 @pytest.mark.parametrize("training", [True, False])

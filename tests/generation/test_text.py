@@ -34,6 +34,14 @@ def given_out(completion: Completion) -> list[str]:
     return [token.text for token in completion.tokens]
 
 
+def test_a_completion_is_shown_on_one_short_line() -> None:
+    long = Completion("word\n" * 400, written([b"a", b"b"]).tokens)
+    shown = ("word\n" * 12)[:59] + "…"
+    assert repr([long]) == f"[Completion({shown!r}, 2 tokens, finish='length')]"
+    assert repr(written([b"a", b"b"])) == "Completion('ab', 2 tokens, finish='length')"
+    assert repr(Completion()) == "Completion('', 0 tokens, finish=None)"
+
+
 # Stop strings
 
 

@@ -132,6 +132,16 @@ def test_one_position_of_each_row_can_be_asked_for() -> None:
         assert_close(model(ids, at=at), model(ids)[torch.arange(BATCH), at])
 
 
+def test_activation_checkpointing_while_training_keeps_the_cache() -> None:
+    model, ids = variant("rotary", dropout=0, attention_dropout=0), random_ids(BATCH, 6)
+    expected = model(ids)
+    model.train().activation_checkpointing = True
+    cache = empty_cache(model)
+    assert_close(read(model, ids, cache, [4, 1, 1]), expected)
+    assert cache.length == 6
+    assert cache.layers[0].keys.abs().sum() > 0
+
+
 CONFIG = GPTConfig(vocab_size=VOCAB, context_length=CONTEXT, d_model=12, n_layers=2, n_heads=2)
 
 

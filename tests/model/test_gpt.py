@@ -94,11 +94,22 @@ def test_ignored_targets_send_no_gradient() -> None:
     [
         (torch.full((BATCH, SEQ), -100), "every target is ignore_index=-100; nothing to learn from"),
         (torch.zeros(BATCH, SEQ - 1, dtype=torch.long), r"ids \(3, 7\) and targets \(3, 6\) differ in shape"),
+        (
+            torch.arange(BATCH * SEQ).view(BATCH, SEQ) % 5 - 1,
+            r"targets range from -1 to 3; this model knows 0 to 12. For a target .* give -100",
+        ),
+        (torch.full((BATCH, SEQ), VOCAB), "targets range from 13 to 13; this model knows 0 to 12"),
+        (torch.zeros(BATCH, SEQ), r"targets are torch.float32; expected whole numbers \(torch.long\)"),
     ],
 )
 def test_targets_that_teach_nothing_are_refused(targets: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"GPT.loss: {message}"):
         gpt().loss(random_ids(), targets)
+
+
+def test_targets_in_place_of_the_cache_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"GPT: the second argument is a Tensor, not a KVCache. For the loss"):
+        gpt()(random_ids(), random_ids())
 
 
 def test_the_loss_of_an_untrained_model_is_that_of_guessing() -> None:

@@ -90,6 +90,16 @@ def test_a_certain_and_a_hopeless_prediction() -> None:
     assert ours[0].item() == 200
 
 
+@pytest.mark.parametrize("small", [0, 2**22])
+def test_targets_that_are_no_tokens_are_refused(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labkit.model.loss, "SMALL", small)
+    hidden, weight, targets = numbers()
+    for wrong in (-1, VOCAB):
+        targets[3] = wrong
+        with pytest.raises(ValueError, match=r"linear_cross_entropy: targets range from .* knows 0 to 36"):
+            linear_cross_entropy(hidden, weight, targets)
+
+
 def test_a_number_that_is_none_is_not_hidden() -> None:
     hidden, weight, targets = numbers()
     assert linear_cross_entropy(hidden * float("nan"), weight, targets).isnan()

@@ -77,6 +77,37 @@ def test_rotary_dot_products_depend_on_the_distance_alone() -> None:
     assert scores[0, 0, 3, 0] != pytest.approx(scores[0, 0, 0, 3].item())  # but before is not after
 
 
+def test_each_row_can_start_at_a_position_of_its_own() -> None:
+    x, starts = torch.randn(3, HEADS, 4, HEAD_DIM, dtype=torch.float64), [5, 0, 2]
+    turned = rotary()(x, torch.tensor(starts))
+    for row, start in enumerate(starts):
+        torch.testing.assert_close(turned[row : row + 1], rotary()(x[row : row + 1], start))
+
+
+@pytest.mark.parametrize(
+    "starts", [torch.arange(4), torch.tensor([2]), torch.tensor(2), torch.zeros(3, 4).long()]
+)
+def test_starts_that_are_not_one_for_each_row_are_refused(starts: torch.Tensor) -> None:
+    """For example the positions of the tokens, which would be taken for those of rows and broadcast."""
+    x = torch.randn(3, HEADS, 4, HEAD_DIM, dtype=torch.float64)
+    message = r"start has shape .*; expected one position for each of the 3 rows of the batch"
+    with pytest.raises(ValueError, match=message):
+        rotary()(x, starts)
+    shape = {"vocab_size": 13, "context_length": CONTEXT, "d_model": 10, "n_layers": 1, "n_heads": 2}
+    with pytest.raises(ValueError, match=message):
+        GPT(GPTConfig(**shape)).embed(torch.zeros(3, 4, dtype=torch.long), starts)
+
+
+@pytest.mark.parametrize("start", [-1, CONTEXT - 3, CONTEXT])
+def test_positions_outside_the_context_are_refused(start: int) -> None:
+    message = rf"Positions {start} to {start + 3} do not fit context_length=11; the first is 0"
+    for positions in (LearnedPositions(CONTEXT, 10), SinusoidalPositions(CONTEXT, 10)):
+        with pytest.raises(ValueError, match=message):
+            positions(4, start)
+    with pytest.raises(ValueError, match=message):
+        rotary()(torch.randn(2, HEADS, 4, HEAD_DIM, dtype=torch.float64), start)
+
+
 def test_rotary_keeps_lengths() -> None:
     x = torch.randn(2, HEADS, 7, HEAD_DIM, dtype=torch.float64)
     torch.testing.assert_close(rotary()(x).norm(dim=-1), x.norm(dim=-1))

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import nbformat
 from nbformat import NotebookNode
+from tolerance import RELATIVE, own_tolerance
 
 SECTIONS = (
     "Problem statement",
@@ -30,6 +31,7 @@ SECTIONS = (
 MAX_BYTES = 1_000_000
 MAX_CELL_LINES = 25
 MAX_UNCOMPARED = 3
+MAX_CLOSE_CELLS = 5
 UNCOMPARED_TAGS = {"nbval-ignore-output", "nbval-skip"}
 UNCOMPARED_COMMENT = re.compile(r"#\s*(NBVAL_IGNORE_OUTPUT|NBVAL_SKIP|PYTEST_VALIDATE_IGNORE_OUTPUT)")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -198,6 +200,29 @@ def uncompared(notebook: NotebookNode, path: Path) -> Iterator[str]:
         yield f"{len(cells)} cells are not compared by nbval, more than {MAX_UNCOMPARED}"
 
 
+def tolerances(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    tagged = 0
+    for cell in _code(notebook):
+        try:
+            tagged += own_tolerance(_tags(cell)) != RELATIVE
+        except ValueError as error:
+            yield f"{_name(cell)}: {error}"
+    if tagged > MAX_CLOSE_CELLS:
+        yield f"{tagged} cells have a tolerance of their own, more than {MAX_CLOSE_CELLS}"
+
+
+def processors(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """What a training leaves to the machine makes other numbers on the next one."""
+    for cell in _code(notebook):
+        for setting in re.findall(r"set_num_threads\(\d+\)|\bthreads=\d+|--threads \d+", cell.source):
+            yield f"{_name(cell)}: {setting} does not follow OMP_NUM_THREADS: use torch.get_num_threads()"
+        for node in _syntax(cell):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("TrainConfig", "TrainConfig.preset"):
+                given = {keyword.arg for keyword in node.keywords}
+                for setting in sorted({"precision", "threads"} - given):
+                    yield f"{_name(cell)}: TrainConfig leaves {setting} to the machine: set it"
+
+
 def leaks(notebook: NotebookNode, path: Path) -> Iterator[str]:
     for cell in _code(notebook):
         for text in _output_texts(cell):
@@ -320,6 +345,8 @@ RULES: tuple[Callable[[NotebookNode, Path], Iterator[str]], ...] = (
     size,
     cell_lengths,
     uncompared,
+    tolerances,
+    processors,
     leaks,
     profile,
     described_figures,

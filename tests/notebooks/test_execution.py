@@ -11,18 +11,24 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 from nbval.plugin import get_sanitize_patterns
 
 ROOT = Path(__file__).parents[2]
 NBVAL = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=60"]
-SANITIZER = f"--nbval-sanitize-with={ROOT / 'tests/notebooks/sanitize.cfg'}"
 
 
 def notebook(path: Path, *sources: str) -> Path:
     cells = [new_code_cell(source, id=f"cell-{number}") for number, source in enumerate(sources)]
     nbformat.write(new_notebook(cells=cells), path)
     return path
+
+
+def copy_plugin(folder: Path) -> None:
+    """What makes pytest compare notebooks in `folder` as it does the lessons."""
+    (folder / "tests" / "notebooks").mkdir(parents=True)
+    for name in ("conftest.py", "tests/notebooks/tolerance.py", "tests/notebooks/sanitize.cfg"):
+        shutil.copy(ROOT / name, folder / name)
 
 
 def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -56,13 +62,32 @@ def test_outputs_are_clean_and_pass_nbval(tmp_path: Path) -> None:
     assert execute(path).returncode == 0
     assert path.read_bytes() == first
 
-    shutil.copy(ROOT / "conftest.py", tmp_path)
+    copy_plugin(tmp_path)
     # LABKIT_OUT is set under nbval, so the first cell differs: strict comparison must see that.
-    done = run("-m", "pytest", "-q", *NBVAL, SANITIZER, path, folder=tmp_path)
+    done = run("-m", "pytest", "-q", *NBVAL, path, folder=tmp_path)
     assert "1 failed, 2 skipped" in done.stdout, done.stdout
     path.write_bytes(first.replace(b"False lesson", b"True lesson"))
-    done = run("-m", "pytest", "-q", *NBVAL, SANITIZER, path, folder=tmp_path)
+    done = run("-m", "pytest", "-q", *NBVAL, path, folder=tmp_path)
     assert "3 passed" in done.stdout, done.stdout
+
+
+def test_pytest_alone_compares_within_the_tolerance(tmp_path: Path) -> None:
+    copy_plugin(tmp_path)
+    for name, printed, committed, tags in (
+        ("01_within", "loss 1.90 after 3 s", "loss 1.91 after 5 s", []),
+        ("02_close", "loss 1.90", "loss 1.95", ["close-3%"]),
+        ("03_beyond", "loss 1.90", "loss 1.93", []),
+        ("04_far", "loss 1.90", "loss 1.90", ["close-20%"]),
+    ):
+        cell = new_code_cell(f"print({printed!r})", execution_count=1, metadata={"tags": tags})
+        cell.outputs = [new_output("stream", text=f"{committed}\n")]
+        nbformat.write(new_notebook(cells=[cell]), tmp_path / f"{name}.ipynb")
+    told = run("-m", "pytest", "-q", "--nbval", "--nbval-current-env", ".", folder=tmp_path).stdout
+    assert "2 failed, 2 passed" in told, told
+    assert "1.93 became 1.90; the tolerance is 0.01 or 0.1 %" in told
+    assert "committed: loss 1.93\n" in told
+    assert "computed:  loss 1.90\n" in told
+    assert "['close-20%'] are no tolerance" in told
 
 
 def test_a_failing_cell_is_named_and_nothing_is_written(tmp_path: Path) -> None:
@@ -86,7 +111,7 @@ while not ended.wait(0.1):
     pass
 _ = signal.signal(signal.SIGINT, before)"""
     path = notebook(tmp_path / "01_a.ipynb", patient, "1 + 1")
-    shutil.copy(ROOT / "conftest.py", tmp_path)
+    copy_plugin(tmp_path)
     limit = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=3"]
     done = run("-m", "pytest", "-q", *limit, path, folder=tmp_path)
     assert done.returncode == 1

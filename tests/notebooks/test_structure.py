@@ -37,6 +37,23 @@ def test_lessons(rule: Callable[[NotebookNode, Path], Any], path: Path) -> None:
     assert list(rule(read(path), path)) == []
 
 
+CLOSE = {"05_sampling": {"surprise-table": "close-5%"}}  # texts that a model drew
+"""Each cell with a tolerance of its own, by lesson and id."""
+
+
+def test_the_cells_with_a_tolerance_of_their_own_are_listed() -> None:
+    found = {
+        path.stem: {
+            cell.id: tag
+            for cell in read(path).cells
+            for tag in cell.metadata.get("tags", [])
+            if tag.startswith("close")
+        }
+        for path in NOTEBOOKS
+    }
+    assert {lesson: cells for lesson, cells in found.items() if cells} == CLOSE
+
+
 def stream(text: str) -> NotebookNode:
     return new_output("stream", name="stdout", text=text)
 
@@ -191,6 +208,15 @@ def many_uncompared(nb: NotebookNode) -> None:
     nb.cells[-1].metadata, nb.cells[-1].source = NotebookNode(), "# NBVAL_SKIP\n1"
 
 
+def many_close(nb: NotebookNode) -> None:
+    for number in range(6):
+        nb.cells.append(new_code_cell(f"{number}", metadata={"tags": ["close-3%"]}))
+
+
+def far(nb: NotebookNode) -> None:
+    nb.cells[1].metadata.tags = ["close-20%"]
+
+
 def printed(text: str) -> Callable[[NotebookNode], None]:
     def change(nb: NotebookNode) -> None:
         nb.cells[1].outputs.append(stream(text))
@@ -268,6 +294,12 @@ def text(source: str) -> Callable[[NotebookNode], None]:
         (too_large, "size", "bytes are more than"),
         (long_cell, "cell_lengths", "26 lines"),
         (many_uncompared, "uncompared", "4 cells are not compared"),
+        (many_close, "tolerances", "6 cells have a tolerance of their own"),
+        (far, "tolerances", "close-1% to close-10%"),
+        (coded("torch.set_num_threads(1)"), "processors", "does not follow OMP_NUM_THREADS"),
+        (coded("config = TrainConfig(threads=1)"), "processors", "use torch.get_num_threads()"),
+        (coded("TrainConfig.preset('fast', threads=n)"), "processors", "leaves precision to the machine"),
+        (coded("TrainConfig(precision='fp32')"), "processors", "leaves threads to the machine"),
         (printed("saved to /home/me/run"), "leaks", "an absolute path"),
         (printed("C:\\Users\\me"), "leaks", "an absolute path"),
         (printed("tensor(1., grad_fn=<AddBackward0>)"), "leaks", "a grad_fn"),

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from encoded import WORDS
 
-from labkit.text import GPT2Tokenizer, asset_path, units
+from labkit.text import GPT2Tokenizer, asset_path, encode
 
 
 @pytest.fixture(scope="module")
@@ -43,4 +43,4 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units, "BLOCK", 256)
+    monkeypatch.setattr(encode, "BLOCK", 256)

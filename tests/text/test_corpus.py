@@ -1,5 +1,6 @@
 """Corpora: clean text, honest splits, any file of the reader's own."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import labkit.text.corpus as module
 from labkit.text import (
     CharTokenizer,
     Corpus,
+    CorpusError,
     Document,
     GPT2Tokenizer,
     asset_path,
@@ -236,27 +239,55 @@ def test_nothing_is_held_out_when_nothing_is_asked_for(tmp_path):
     assert [len(corpus.train), len(corpus.val), len(corpus.test)] == [2, 1, 0]
 
 
-def test_the_verdict_is_found_where_the_reader_puts_it(tmp_path, monkeypatch):
-    import hashlib
-
-    from labkit.text import loading as module
-
+@pytest.fixture
+def verdict(tmp_path, monkeypatch) -> str:
+    """A text that stands for The Verdict in a project of its own; we are in one of its folders."""
     text = "\n\n".join(f"Paragraph {number}." for number in range(50)) + "\n"
     registry, _ = module._registry()
     registry["verdict"]["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     monkeypatch.setattr(module, "_registry", lambda: (registry, tmp_path))
-    for place in ("data", "corpus"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "the-verdict.txt").write_text(text, encoding="utf-8")
-        found = load_corpus("verdict")
-        assert found.licence == "public domain"
-        assert found.text("train").startswith("Paragraph 0.")
-        (tmp_path / place / "the-verdict.txt").unlink()
+    for folder in ("corpus", "data", "notebooks"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    return text
+
+
+@pytest.mark.parametrize("place", ["corpus/the-verdict.txt", "data/the-verdict.txt"])
+def test_the_verdict_is_found_where_the_reader_puts_it(place, verdict, tmp_path):
+    (tmp_path / place).write_text(verdict, encoding="utf-8")
+    found = load_corpus("verdict")
+    assert found.licence == "public domain"
+    assert found.text("train").startswith("Paragraph 0.")
+    assert load_corpus(place).text("val") == found.text("val") != ""
+
+
+def test_a_different_edition_at_one_place_does_not_hide_the_right_one_at_the_other(verdict, tmp_path):
+    (tmp_path / "corpus" / "the-verdict.txt").write_text("Another edition.")
+    with pytest.raises(CorpusError, match="another edition or was changed"):
+        load_corpus("verdict")
+    (tmp_path / "data" / "the-verdict.txt").write_text(verdict)
+    assert load_corpus("verdict").text("train").startswith("Paragraph 0.")
+
+
+def test_fractions_of_the_verdict_are_those_that_are_asked_for(verdict, tmp_path):
+    (tmp_path / "data" / "the-verdict.txt").write_text(verdict)
+    assert [len(load_corpus("verdict").text(split)) for split in ("train", "val", "test")] == [633, 73, 28]
+    assert load_corpus("verdict", test_fraction=0).test == ()
+    halves = load_corpus("verdict", val_fraction=0.2, test_fraction=0.5)
+    assert [halves.text(split).count("P") for split in ("train", "val", "test")] == [16, 9, 25]
+
+
+def test_a_fraction_splits_a_named_corpus_anew():
+    assert [len(load_corpus("tiny").split(split)) for split in ("train", "val", "test")] == [8, 2, 1]
+    anew = load_corpus("tiny", test_fraction=0.4)
+    assert [len(anew.split(split)) for split in ("train", "val", "test")] == [6, 1, 4]
+    assert set(anew.documents) == set(load_corpus("tiny").documents)
+    assert load_corpus("tiny", val_fraction=0, test_fraction=0).val == ()
+    with pytest.raises(CorpusError, match=r"test_fraction=2 must be in \[0, 1\)"):
+        load_corpus("tiny", test_fraction=2)
 
 
 def test_the_registry_is_found_from_a_folder_below_the_project(tmp_path, monkeypatch):
-    from labkit.text import loading as module
-
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "corpora.toml").write_text('[mine]\nfiles = ["m.txt"]\n', encoding="utf-8")
     (tmp_path / "deep" / "er").mkdir(parents=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import labkit.text.corpus as module
 from labkit.text import (
     BPETokenizer,
     CharTokenizer,
@@ -14,6 +15,7 @@ from labkit.text import (
     CorpusError,
     Document,
     GPT2Tokenizer,
+    SequenceDataset,
     TokenStream,
     WindowDataset,
     check_split,
@@ -60,6 +62,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "changed.json").write_text(json.dumps(changed | {"characters": "abd"}))
     np.save("floats.npy", np.ones(9))
     np.save("table.npy", np.ones((3, 3), dtype=np.int64))
+    np.save("negative.npy", np.array([5] * 8 + [-2]))
+    np.array([5] * 8 + [-2], np.int16).tofile("negative.bin")
     torch.save({"labels": torch.ones(3)}, "no_ids.pt")
     torch.save([], "no_rows.pt")
     torch.save([torch.rand(5)], "floats.pt")
@@ -141,6 +145,12 @@ ROWS = [
     (lambda: CharTokenizer("abc").decode(np.array(1)), ValueError, "one sequence of ids at a time"),
     (lambda: CharTokenizer("abc").decode([0.5]), ValueError, "id 0.5 at position 0 is not a whole number"),
     (lambda: CharTokenizer("abc").token_bytes(9), ValueError, "id 9 is outside"),
+    (
+        lambda: GPT2Tokenizer().encode("ab\ud83d\ude00"),
+        ValueError,
+        r"surrogates U\+D83D U\+DE00 at position 2, which are one character in UTF-16. Join them: text.encode",
+    ),
+    (lambda: GPT2Tokenizer().encode("ab\ude00\ud83d"), ValueError, r"lone surrogate U\+DE00 at position 2"),
     (lambda: GPT2Tokenizer().encode("ab\ud83d"), ValueError, r"lone surrogate U\+D83D at position 2"),
     (
         lambda: GPT2Tokenizer().encode("ab\ud83d\ude00"),
@@ -196,6 +206,26 @@ ROWS = [
     (lambda: TokenStream(range(9), 4, 2, seed=-1), ValueError, "seed=-1"),
     (lambda: TokenStream(range(9), 4, 2).batch(-1), ValueError, "step=-1"),
     (lambda: TokenStream(np.ones(9), 4, 2), ValueError, "whole numbers are needed"),
+    (lambda: TokenStream([5] * 8 + [-2], 4, 2), ValueError, "TokenStream: id -2 is negative"),
+    (lambda: TokenStream(torch.tensor([5] * 8 + [-2]), 4, 2), ValueError, "id -2 is negative"),
+    (lambda: TokenStream(np.array([5] * 8 + [-2], np.int32), 4, 2), ValueError, "id -2, which is negative"),
+    (lambda: TokenStream("negative.npy", 4, 2), ValueError, "id -2, which is negative"),
+    (lambda: TokenStream("negative.bin", 4, 2, dtype="int16"), ValueError, "id -2, which is negative"),
+    (
+        lambda: SequenceDataset(torch.tensor([[1, -100]]), torch.tensor([[1, 2]])),
+        ValueError,
+        "SequenceDataset: inputs: id -100 is negative",
+    ),
+    (
+        lambda: SequenceDataset(torch.tensor([[1, 2]]), torch.tensor([[-1, -100]])),
+        ValueError,
+        "SequenceDataset: targets: id -1 is negative",
+    ),
+    (
+        lambda: SequenceDataset(torch.ones(2, 3).long(), torch.ones(2, 4).long()),
+        ValueError,
+        r"inputs \(2, 3\) and targets \(2, 4\) must both be \(windows, context_length\)",
+    ),
     (lambda: TokenStream("nowhere.bin", 4, 2), ValueError, "nowhere.bin is not a file"),
     (lambda: TokenStream("ids.csv", 4, 2), ValueError, "must end in .npy or .bin"),
     (lambda: TokenStream("odd.bin", 4, 2), ValueError, "odd.bin has 3 bytes, no multiple of uint16"),
@@ -230,8 +260,6 @@ def test_a_mistake_is_named(call, kind, message):
 
 
 def test_a_missing_verdict_says_where_to_put_it(tmp_path, monkeypatch):
-    from labkit.text import loading as module
-
     registry, _ = module._registry()
     monkeypatch.setattr(module, "_registry", lambda: (registry, tmp_path))
     with pytest.raises(CorpusError) as caught:

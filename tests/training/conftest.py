@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from tiny_run import copy_of, killed_at, outcome, tiny_trainer
 
-from labkit.training import Run, environment, fit
+from labkit.training import Run, fit
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _same_code() -> Iterator[None]:
     """Resuming warns when the code has changed; here it may change, by an editor, while a test runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(environment, "_git_state", lambda: "commit")
+        patch.setattr("labkit.training.run._git_state", lambda: "commit")
         yield
 
 

@@ -23,7 +23,7 @@ from together import CASES, build, dropped, keep_first_half, story
 
 from labkit.training import Run, load_checkpoint, restore
 from labkit.training.checkpoint import CheckpointError
-from labkit.training.distributed import fresh_store, launch_id
+from labkit.training.parallel import fresh_store, launch_id
 from labstudio.cli import main
 
 HERE = Path(__file__).parent

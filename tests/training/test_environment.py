@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import tiny_trainer
 
-from labkit.training import environment as module
-from labkit.training.environment import _git_state, changes, environment
+from labkit.training import Run, fit
+from labkit.training import run as module
+from labkit.training.run import _git_state, changes, environment
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -37,6 +40,16 @@ def test_versions_device_threads_and_precision_are_recorded() -> None:
     assert row["python"] == platform.python_version()
     assert row["device"].startswith("cpu")
     assert (row["threads"], row["precision"], row["processes"]) == (torch.get_num_threads(), "fp32", 2)
+
+
+def test_a_run_is_recorded_from_a_checkout_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that importlib.metadata could find lies on the path."""
+    monkeypatch.setattr(importlib.metadata.Distribution, "discover", lambda **_: iter(()))
+    run = Run.create("first", tmp_path)
+    assert fit(tiny_trainer(), run=run, progress=False)
+    assert run.rows("environment")[0]["labkit"] == "not installed"
 
 
 def test_the_code_is_a_commit_and_what_was_changed_since(repository: Path) -> None:

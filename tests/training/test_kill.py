@@ -1,8 +1,8 @@
 """A training killed again and again (SIGKILL) and resumed ends bit for bit as one that never stopped.
 
-LABKIT_KILLS says how often each is killed (20).  Each kill falls on a random moment of one of four kinds:
-while the run starts (reads its checkpoint, drops rows), while a checkpoint is written, between two
-checkpoints, or after a SIGTERM, while the stopping run saves.
+Each is killed ten times, a hundred times under `make soak` (LABKIT_SOAK=10).  Each kill falls on a random
+moment of one of four kinds: while the run starts (reads its checkpoint, drops rows), while a checkpoint is
+written, between two checkpoints, or after a SIGTERM, while the stopping run saves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 
 from labkit.training import Run
 
-KILLS = int(os.environ.get("LABKIT_KILLS", "20"))
+KILLS = 10 * int(os.environ.get("LABKIT_SOAK", "1"))
 STEPS = 60 + 6 * KILLS
 
 pytestmark = [

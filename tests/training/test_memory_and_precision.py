@@ -42,7 +42,7 @@ def weights(some: Trainer) -> Tensor:
 
 def gradients(some: Trainer) -> Tensor:
     some.model.train()
-    some._backward(some.feed.batch(0))
+    some._backward(some.prefetcher.batch(0))
     return torch.cat([each.grad.flatten() for each in some.model.parameters() if each.grad is not None])
 
 
@@ -169,22 +169,21 @@ def test_the_scaler_is_restored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "amx", "chosen"),
+    ("device", "capability", "chosen"),
     [
-        ("cuda", (9, 0), False, "bf16"),
-        ("cuda", (8, 0), False, "bf16"),
-        ("cuda", (7, 5), False, "fp16"),
-        ("cuda", (6, 1), False, "fp32"),
-        ("cpu", None, True, "bf16"),
-        ("cpu", None, False, "fp32"),
-        ("mps", None, True, "fp32"),
+        ("cuda", (9, 0), "bf16"),
+        ("cuda", (8, 0), "bf16"),
+        ("cuda", (7, 5), "fp16"),
+        ("cuda", (6, 1), "fp32"),
+        ("cpu", None, "fp32"),
+        ("mps", None, "fp32"),
     ],
 )
 def test_auto_reads_the_table(
-    monkeypatch: pytest.MonkeyPatch, device: str, capability: Any, amx: bool, chosen: str
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: Any, chosen: str
 ) -> None:
     monkeypatch.setattr(labkit.device.torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(labkit.device.torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(labkit.device.torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert choose_precision("auto", torch.device(device)) == chosen
     assert choose_precision("fp32", torch.device(device)) == "fp32"
     assert choose_precision("bf16", torch.device(device)) == "bf16"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.training import build_optimizer, load_checkpoint, save_checkpoint
 from labkit.training.checkpoint import load_state
-from labkit.training.muon import POLAR_EXPRESS, Combined, Muon, orthogonalize
+from labkit.training.optim import POLAR_EXPRESS, Combined, Muon, orthogonalize
 
 SIZES = {"vocab_size": 13, "context_length": 9, "d_model": 12, "n_layers": 2, "n_heads": 2}
 
@@ -94,7 +94,7 @@ def test_a_batch_gives_what_each_matrix_gives_alone() -> None:
 
 def test_steps_equal_those_of_torch_up_to_its_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own Muon runs five iterations in bfloat16, so directions agree to about a percent."""
-    monkeypatch.setattr("labkit.training.muon.orthogonalize", jordan)
+    monkeypatch.setattr("labkit.training.optim.orthogonalize", jordan)
     torch.manual_seed(3)
     start, gradients = torch.randn(10, 6), [torch.randn(10, 6) for _ in range(3)]
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())

@@ -33,8 +33,10 @@ def test_a_taken_name_gets_a_number_and_nothing_is_lost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "../up", "/etc", "a\\b", "C:", "what?", "a*", 'a"b', "a<b", "a|b", "nul\0"],
-)
+    ["", ".", "..", "a/b", "../up", "/etc", "a\\b", "C:", "what?", "a*", 'a"b', "a<b", "a|b", "nul\0",
+     "-x", "--help", " a", "a ", "a\n", "a\nb", "a\tb", "\x1b[31m", "a\u2028b", "\u202ea", "\udcff",
+     ".hidden", "a.", "a" * 101],
+)  # fmt: skip
 def test_names_that_are_no_folder_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"Run: name=.* must be a plain folder name, such as 'first-try'"):
         Run.create(name, tmp_path / "runs")

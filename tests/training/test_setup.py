@@ -11,7 +11,7 @@ import torch
 
 from labkit import TrainConfig
 from labkit.config import DataConfig
-from labkit.text import encode_folder, open_shards
+from labkit.text import EncodedText, encode_folder
 from labkit.training import Run, Trainer, build_trainer, fit, rebuild_trainer, restore
 
 SHAPE = {"context_length": 7, "d_model": 10, "n_layers": 1, "n_heads": 2}
@@ -153,21 +153,21 @@ def test_lists_from_json_become_tuples() -> None:
 
 
 def encoded(folder: Path, documents: int) -> str:
-    """A folder of encoded text, in shards of 50 ids."""
+    """A folder of encoded text."""
     (folder / "texts").mkdir()
     for number in range(documents):
         (folder / "texts" / f"{number}.txt").write_text(f"enter king number {number}, and exit. " * 3)
-    encode_folder(folder / "texts", folder / "ids", "char", workers=1, shard_tokens=50)
+    encode_folder(folder / "texts", folder / "ids", "char", workers=1)
     return str(folder / "ids")
 
 
 def test_encoded_text_is_trained_on_from_disk_with_the_last_documents_held_out(tmp_path: Path) -> None:
     folder = encoded(tmp_path, 12)
-    shards = open_shards(folder)
+    encoded_text = EncodedText(folder)
     some = build({"corpus": folder})
-    cut = int(shards.documents[-1])
+    cut = int(encoded_text.documents[-1])
     assert some.data.tokens_per_epoch == cut
-    assert some.val_inputs.flatten()[:7].tolist() == shards[cut : cut + 7].tolist()
+    assert some.val_inputs.flatten()[:7].tolist() == encoded_text.ids[cut : cut + 7].tolist()
     assert build({"corpus": folder, "max_tokens": 60}).data.tokens_per_epoch == 60
     fit(some, progress=False)
     assert some.fingerprint() == build({"corpus": folder}).fingerprint()
@@ -178,7 +178,7 @@ def test_encoded_text_is_trained_on_from_disk_with_the_last_documents_held_out(t
 
 def test_one_long_document_is_cut(tmp_path: Path) -> None:
     some = build({"corpus": encoded(tmp_path, 1)})
-    assert some.data.tokens_per_epoch == len(open_shards(tmp_path / "ids")) - 8
+    assert some.data.tokens_per_epoch == len(EncodedText(tmp_path / "ids").ids) - 8
 
 
 def test_too_little_encoded_text_is_named(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def trainer(model: dict[str, Any] | None = None, **settings: Any) -> Trainer:
     torch.manual_seed(0)
     gpt = GPT(GPTConfig(**sizes | {"n_heads": 2, "dropout": 0.2, "attention_dropout": 0.1} | (model or {})))
     config = {"max_steps": 9, "batch_size": BATCH, "eval_windows": 5, "sample_tokens": 4, "eval_every": 0}
+    config |= {"precision": "fp32"}
     return Trainer(
         gpt, IDS[:400], IDS[400:], TrainConfig(**config | settings), tokenizer=TOKENIZER, prompt="t"
     )

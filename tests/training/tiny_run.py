@@ -18,7 +18,7 @@ IDS = torch.tensor(TOKENIZER.encode(TEXT))
 SHAPE = {"context_length": 7, "d_model": 10, "n_layers": 2, "n_heads": 2, "dropout": 0.1}
 SETTINGS: dict[str, Any] = {
     "max_steps": 9, "batch_size": 6, "micro_batch_size": 3, "eval_windows": 5, "eval_every": 2,
-    "sample_every": 3, "sample_tokens": 4, "checkpoint_every": 3, "threads": 1,
+    "sample_every": 3, "sample_tokens": 4, "checkpoint_every": 3, "threads": 1, "precision": "fp32",
 }  # fmt: skip
 
 

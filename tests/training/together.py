@@ -12,9 +12,9 @@ import torch
 
 from labkit import GPT, GPTConfig, TrainConfig
 from labkit.text import CharTokenizer, SequenceDataset
-from labkit.text.windows import IGNORE
+from labkit.text.batches import IGNORE
 from labkit.training import Evaluation, Run, Sample, Step, Trainer, TrainingDivergedError, fit, restore
-from labkit.training.distributed import launched
+from labkit.training.parallel import launched
 
 TEXT = "the quick brown fox jumps over the lazy dog, to be or not to be. " * 8
 TOKENIZER = CharTokenizer.from_text(TEXT)
@@ -51,7 +51,13 @@ def build(*, shape: dict[str, Any] | None = None, padded: bool = False, **settin
     torch.manual_seed(0)
     model = GPT(GPTConfig(**SHAPE | (shape or {})))
     config = {"max_steps": 20, "batch_size": 6, "eval_windows": 5, "eval_every": 7, "learning_rate": 3e-3}
-    config |= {"sample_every": 10, "sample_tokens": 4, "checkpoint_every": 10, "keep_last": 5}
+    config |= {
+        "sample_every": 10,
+        "sample_tokens": 4,
+        "checkpoint_every": 10,
+        "keep_last": 5,
+        "precision": "fp32",
+    }
     train, val = (padded_windows(), padded_windows()) if padded else (IDS[:400], IDS[400:])
     return Trainer(
         model, train, val, TrainConfig(**config | settings), tokenizer=TOKENIZER, prompt="t", device="cpu"

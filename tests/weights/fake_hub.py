@@ -36,6 +36,14 @@ def etag(file: str, content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def entry(file: str, content: bytes) -> dict[str, object]:
+    """A file as the hub lists it."""
+    found: dict[str, object] = {"type": "file", "path": file, "size": len(content), "oid": "0" * 40}
+    if file.endswith((".safetensors", ".bin")):
+        return found | {"lfs": {"oid": etag(file, content), "size": len(content), "pointerSize": 130}}
+    return found | {"oid": etag(file, content)}
+
+
 @dataclass
 class FakeHub:
     """Answers for the models in `models`; the other fields make it misbehave."""
@@ -141,6 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         if repo not in hub.models:
             return self._send(404, {"X-Error-Code": "RepoNotFound"})
+        if parts[0] == "api" and parts[4:5] == ["tree"]:
+            body = [entry(file, content) for file, content in hub.models[repo].items()]
+            return self._send(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
         if parts[0] == "api":
             files = [{"rfilename": file} for file in hub.models[repo]]
             body = {"_id": "1", "id": repo, "sha": hub.commit, "siblings": files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ def command(
 def test_the_shipped_model_goes_out_and_comes_back_as_a_run(command: Any, tmp_path: Path) -> None:
     code, out, _ = command("export", "shipped", str(tmp_path / "gpt2"))
     assert code == 0
-    assert "3,451,136 parameters in the layout of GPT-2\nRead back: logits differ by at most 0.0e+00" in out
+    read_back = re.search(r"3,451,136 parameters in the layout of GPT-2\nRead back: .* at most (\S+)", out)
+    assert read_back
+    assert float(read_back[1]) < 1e-4  # views of the file sum in another order on some processors
     code, out, _ = command("import", str(tmp_path / "gpt2"), "--name", "mine", "--table")
     assert code == 0
     assert "h.2.attn.c_attn.weight blocks.2.attention.value.weight" in " ".join(out.split())
@@ -97,10 +100,32 @@ def test_a_model_of_the_llama_kind_goes_out_in_its_layout(command: Any, tmp_path
 
 def test_one_door_knows_every_kind_of_folder(tmp_path: Path) -> None:
     shipped, tokenizer, report = load_model("shipped")
-    assert (shipped.num_parameters(), tokenizer is not None, report.assigned) == (3_451_136, True, [])
+    assert (shipped.num_parameters(), tokenizer is not None) == (3_451_136, True)
+    assert [row.parameter for row in report.assigned] == [name for name, _ in shipped.named_parameters()]
     weights = load_gpt2(_without_tokenizer(tmp_path)).model
     assert load_model(tmp_path / "plain").model.config == weights.config
     assert load_model(tmp_path / "plain" / "model.safetensors").tokenizer is None
+
+
+def test_the_model_of_a_checkpoint_comes_with_the_tokenizer_of_its_run(command: Any) -> None:
+    run = Run.open("first")
+    model, tokenizer = run.load()
+    folder = run.checkpoints()[-1].path
+    loaded = load_model(folder)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
+    for (name, ours), each in zip(model.named_parameters(), loaded.model.parameters(), strict=True):
+        assert torch.equal(ours, each), name
+    assert {row.operation for row in loaded.report.assigned} == {"as it is"}
+    assert not loaded.model.training
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"is cut short or was changed\. Take an older checkpoint"):
+        load_model(folder)
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
+        load_model(folder)
 
 
 def _without_tokenizer(tmp_path: Path) -> Path:

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 from fake_hub import COMMIT, CONFIG, REPO, SHARDS, WEIGHTS, FakeHub, contents, etag, index
-from huggingface_hub import constants, file_download
+from huggingface_hub import HfApi, constants, file_download
 
-import labkit.weights.hub as hub_module
 from labkit.text.assets import AssetError
 from labkit.weights.hub import cached, download
 
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("hub")
 
 
 def leftovers(tmp_path: Path) -> list[Path]:
-    return list((tmp_path / "cache").rglob("*.part"))
+    return list((tmp_path / "cache").rglob("*.incomplete"))
 
 
 # ---- interrupted
@@ -45,19 +44,17 @@ def test_a_cut_text_goes_on_too(hub: FakeHub) -> None:
     assert hub.bodies("merges.txt") == [None, "bytes=60000-"]
 
 
-def test_the_next_call_goes_on_where_the_last_one_gave_up(hub: FakeHub, tmp_path: Path) -> None:
+def test_the_next_call_keeps_the_files_that_arrived(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts["model.safetensors"] = [70_321] + [0] * 20
-    with pytest.raises(AssetError, match="it goes on where it stopped"):
+    with pytest.raises(AssetError, match="try again; what has arrived is kept"):
         download(REPO)
-    [part] = leftovers(tmp_path)
-    assert part.read_bytes() == WEIGHTS[:70_000]
+    assert leftovers(tmp_path) == []
     assert cached(REPO) is None
     hub.cuts.clear()
     hub.log.clear()
     assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.fetched() == ["model.safetensors"], "the others are there"
-    assert hub.bodies("model.safetensors") == ["bytes=70000-"]
-    assert leftovers(tmp_path) == []
+    assert hub.bodies("model.safetensors") == [None]
 
 
 def test_a_server_that_cannot_go_on_starts_again(hub: FakeHub) -> None:
@@ -65,14 +62,6 @@ def test_a_server_that_cannot_go_on_starts_again(hub: FakeHub) -> None:
     hub.ignores_range = True
     assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.bodies("model.safetensors") == [None, "bytes=50000-"]
-
-
-def test_more_bytes_than_announced_are_thrown_away(hub: FakeHub, tmp_path: Path) -> None:
-    blobs = tmp_path / "cache" / "models--somebody--small-model" / "blobs"
-    blobs.mkdir(parents=True)
-    (blobs / f"{etag('model.safetensors', WEIGHTS)}.part").write_bytes(WEIGHTS + b"x")
-    assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
-    assert hub.bodies("model.safetensors") == [None]
 
 
 def test_two_at_once_fetch_a_file_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,16 +78,15 @@ def test_two_at_once_fetch_a_file_once(hub: FakeHub, monkeypatch: pytest.MonkeyP
 
 
 PROCESS = """
-import runpy, sys
+import sys
 from huggingface_hub import constants
+from labkit.weights.hub import download
 constants.DOWNLOAD_CHUNK_SIZE = 1000
-print(runpy.run_path(sys.argv[1])["download"](sys.argv[2]))  # the file alone, without torch
+print(download(sys.argv[1]))
 """
 
 
-def test_a_killed_process_is_continued_by_the_next_which_reads_the_environment(
-    hub: FakeHub, tmp_path: Path
-) -> None:
+def test_a_killed_process_leaves_no_model_and_the_next_one_fetches_it(hub: FakeHub, tmp_path: Path) -> None:
     home, hub.token, hub.stall = tmp_path / "home", "hf_secret", True
     hub.cuts["model.safetensors"] = [60_000]
     settings = {"HF_HOME": str(home), "HF_ENDPOINT": hub.address, "HF_TOKEN": hub.token, "NO_PROXY": "*"}
@@ -110,30 +98,23 @@ def test_a_killed_process_is_continued_by_the_next_which_reads_the_environment(
         "HF_TOKEN_PATH",
     )
     environment = {name: value for name, value in os.environ.items() if name not in unset} | settings
-    command = [sys.executable, "-c", PROCESS, hub_module.__file__, REPO]
+    command = [sys.executable, "-c", PROCESS, REPO]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(3000):
-        parts = list(home.rglob("*.part"))
-        if process.poll() is not None or (parts and parts[0].stat().st_size > 40_000):
+        parts = [part for part in home.rglob("*.incomplete") if part.stat().st_size > 40_000]
+        if process.poll() is not None or parts:
             break
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    [part] = home.rglob("*.part")
-    size = part.stat().st_size
-    assert part.read_bytes() == WEIGHTS[:size]
+    assert parts
+    assert not list(home.rglob("model.safetensors"))
     hub.log.clear()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     folder = Path(done.stdout.strip())
     assert folder == home / "hub" / "models--somebody--small-model" / "snapshots" / COMMIT
     assert contents(folder) == hub.models[REPO]
-    assert hub.bodies("model.safetensors") == [f"bytes={size}-"]
-    assert "model.safetensors: 100%" in done.stderr, "the bar"
-
-
-def test_the_bar_can_be_silenced(hub: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
-    download(REPO, progress=False)
-    assert capfd.readouterr() == ("", "")
+    assert "100%" in done.stderr, "the bar"
 
 
 # ---- damaged, refused, not there
@@ -156,15 +137,23 @@ def test_a_wrong_checksum_is_an_error_and_leaves_nothing(hub: FakeHub, tmp_path:
 
 
 def test_damage_before_a_cut_is_found_too(hub: FakeHub) -> None:
-    hub.cuts["model.safetensors"] = [50_000] + [0] * 20
+    hub.cuts["model.safetensors"] = [50_000]
     hub.damaged["model.safetensors"] = WEIGHTS[:100] + b"damaged" + WEIGHTS[107:]
+    with pytest.raises(ValueError, match="arrived with checksum"):
+        download(REPO)
+    hub.damaged.clear()
+    assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_damaged_file_is_found_after_an_interruption(hub: FakeHub) -> None:
+    """It arrived whole before the first call ended, so nothing had compared its checksum."""
+    hub.damaged["merges.txt"] = b"a c\n"
+    hub.cuts["model.safetensors"] = [0] * 20
     with pytest.raises(AssetError):
         download(REPO)
     hub.cuts.clear()
-    hub.damaged.clear()
-    with pytest.raises(ValueError, match="arrived with checksum"):
+    with pytest.raises(ValueError, match=r"merges\.txt: arrived with checksum"):
         download(REPO)
-    assert (download(REPO) / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_damage_is_not_hidden_by_an_old_version(hub: FakeHub) -> None:
@@ -179,7 +168,7 @@ def test_damage_is_not_hidden_by_an_old_version(hub: FakeHub) -> None:
 
 def test_checksums_are_computed_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = download(REPO)
-    monkeypatch.setattr("hashlib.file_digest", lambda *arguments: pytest.fail("hashed again"))
+    monkeypatch.setattr(HfApi, "verify_repo_checksums", lambda *_, **__: pytest.fail("hashed again"))
     assert download(REPO) == cached(REPO) == folder
 
 
@@ -252,9 +241,9 @@ EVIL = [
 def test_an_index_cannot_name_a_file_elsewhere(hub: FakeHub, tmp_path: Path, name: object) -> None:
     hub.models[REPO] = {"config.json": CONFIG, "model.safetensors.index.json": index(SHARDS[0], name),
                         SHARDS[0]: b"x", str(name): b"evil"}  # fmt: skip
-    with pytest.raises(ValueError, match=r"index.json: (names|is not an index).*Choose another model"):
+    with pytest.raises(ValueError, match=r"index.json: (.* is not the name of a weights file|expected)"):
         download(REPO)
-    assert hub.fetched() == ["config.json", "model.safetensors.index.json"]
+    assert set(hub.fetched()) == {"config.json", "model.safetensors.index.json", SHARDS[0]}
     assert not list(tmp_path.rglob("*evil*"))
     assert cached(REPO) is None
 
@@ -263,7 +252,7 @@ def test_an_index_cannot_name_a_file_elsewhere(hub: FakeHub, tmp_path: Path, nam
                                      b'{"weight_map": {"a": {}}}', b"\xff", b"[" * 100_000])  # fmt: skip
 def test_an_index_that_is_none(hub: FakeHub, content: bytes) -> None:
     hub.models[REPO] = {"config.json": CONFIG, "model.safetensors.index.json": content}
-    with pytest.raises(ValueError, match=r"model.safetensors.index.json: .*Choose another model"):
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json: (is no JSON|holds a list|expected)"):
         download(REPO)
 
 
@@ -276,14 +265,6 @@ def test_files_listed_elsewhere_are_never_asked_for(hub: FakeHub, tmp_path: Path
 def test_a_commit_cannot_be_a_path(hub: FakeHub, tmp_path: Path) -> None:
     hub.commit = "../../../evil"
     with pytest.raises(AssetError, match=r"names the commit '\.\./\.\./\.\./evil'"):
-        download(REPO)
-    assert not list(tmp_path.rglob("*evil*"))
-
-
-@pytest.mark.parametrize("checksum", ["../../../evil", "/tmp/evil", "", "a\\b", "."])
-def test_a_checksum_cannot_be_a_path(hub: FakeHub, tmp_path: Path, checksum: str) -> None:
-    hub.announced["config.json"] = checksum or '""'
-    with pytest.raises(AssetError, match="its ETag is"):
         download(REPO)
     assert not list(tmp_path.rglob("*evil*"))
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import generate_batch
 from labkit.text import CharTokenizer, train_bpe
-from labkit.weights.gguf import read_gguf
+from labkit.weights.formats.gguf import read_gguf
 from labkit.weights.llama import load_llama, save_llama
 
 EXACT = {"rtol": 0, "atol": 1e-4}
@@ -152,8 +152,8 @@ def test_a_gguf_header_is_read_as_the_package_gguf_reads_it(tmp_path: Path) -> N
     assert metadata == expected
     assert [tensor.name for tensor in reader.tensors] == list(tensors)
     for tensor in reader.tensors:
-        assert tensors[tensor.name].tolist() == tensor.data.tolist()
-        assert tensors.shapes()[tensor.name].shape == tensors[tensor.name].shape
+        assert tensors[tensor.name].unpack().tolist() == tensor.data.tolist()
+        assert tensors[tensor.name].shape == tensors[tensor.name].unpack().shape
 
 
 def test_the_report_says_what_was_done_to_each_tensor(tmp_path: Path) -> None:

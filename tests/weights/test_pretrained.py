@@ -190,7 +190,9 @@ def test_a_missing_file_is_named(name: str, copy: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model": {}, "weights": []}'])
 def test_a_damaged_config_is_named(text: str, copy: Path) -> None:
     (copy / "config.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"config\.json: is incomplete or damaged"):
+    with pytest.raises(
+        ValueError, match=r"config\.json: (is incomplete or damaged|is no JSON text|holds a list)"
+    ):
         load_pretrained(copy)
 
 
@@ -203,7 +205,8 @@ def test_another_tokenizer_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize("change", [{"d_model": 48}, {"n_layers": 2}, {"bias": False}, {"d_modle": 3}])
 def test_a_shape_that_is_not_the_weights_is_refused(change: dict[str, Any], copy: Path) -> None:
     edit_config(copy, "model", **change)
-    with pytest.raises(ValueError, match=r"config\.json and model\.safetensors do not fit"):
+    message = "does not fit|is not the model that its configuration describes|describes a model that cannot"
+    with pytest.raises(ValueError, match=message):
         load_pretrained(copy)
 
 

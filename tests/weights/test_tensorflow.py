@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2Model
 
 from labkit.weights import load_gpt2
-from labkit.weights.tensorflow import _MAGIC, _masked_crc32c, is_tf_checkpoint, read_tf_checkpoint
+from labkit.weights.formats.tensorflow import _MAGIC, _masked_crc32c, is_tf_checkpoint, read_tf_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PUBLISHED = FIXTURES / "gpt2_tensorflow"
@@ -93,7 +93,7 @@ def test_reading_takes_no_memory_of_its_own(tmp_path: Path) -> None:
             file.write(b"\1" * (rows // 10 * 77 * 4))
     code = (
         "import sys, pathlib\n"
-        "from labkit.weights.tensorflow import read_tf_checkpoint\n"
+        "from labkit.weights.formats.tensorflow import read_tf_checkpoint\n"
         "def kilobytes(): return int(open('/proc/self/status').read().split('VmRSS:')[1].split()[0])\n"
         "before = kilobytes()\n"
         "tensors = read_tf_checkpoint(pathlib.Path(sys.argv[1]))\n"

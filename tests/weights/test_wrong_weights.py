@@ -185,7 +185,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "query, key and value transposed": (
         tensors(replaced("h.1.attn.c_attn.weight", lambda each: each.mT)),
-        r"c_attn\.weight does not fit\. A tensor of shape \(36, 12\) cannot be cut into parts of .*is tr",
+        r"c_attn\.weight does not fit\. A tensor of shape \(36, 12\) cannot be split into parts of .*is tr",
     ),
     "another vocabulary": (config(vocab_size=36), "another vocabulary: 37 in place of 36"),
     "another context": (config(n_positions=18), "another context length: 19 in place of 18"),

@@ -6,13 +6,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from labkit.io import output_dir
-from labstudio.runs.report.entries import entry_parts, log_entries
 from labstudio.runs.report.figures import save_figures
 from labstudio.runs.report.observations import changes, observations
 from labstudio.runs.report.outcomes import Outcome, read_outcomes, results_table
 from labstudio.runs.report.sections import (
     data_section,
+    entry_parts,
     figures_section,
+    log_entries,
     model_section,
     plain,
     results_section,
@@ -39,7 +40,7 @@ def write_report(sweep: str, *, runs: Path | None = None, log: bool = True) -> P
     The folder then has results_table.txt and .csv, loss_curve_<experiment>.png and
     perplexity_curve_<experiment>.png, comparison_<topic>.png, loss_curves.png, perplexity_curves.png and
     report.md.
-    runs: the folder of the run folders, for example benchmarks/results/runs; where training writes them
+    runs: the folder of the run folders, for example kept_runs(); where training writes them
     when not given.  log: False leaves experiments_log.md alone.
     Raises ValueError when no run of this sweep has finished.
     """

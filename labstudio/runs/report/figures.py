@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from labstudio.figures.base import COLOURS, LINES, new_figure
+from labstudio.figures.base import COLOURS, new_figure
+from labstudio.figures.losses import LossCurve, draw_losses, label_losses
 from labstudio.runs.report.outcomes import Outcome
 
 
@@ -73,21 +71,20 @@ def topics(outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
 def _curve(outcome: Outcome, *, perplexity: bool) -> Figure:
     """Each step's loss or perplexity, its running mean, and the held-out one; per seed."""
     figure = new_figure(width=5.5, height=3.2)
-    axes = figure.axes[0]
-    for number, (seed, steps, evaluations) in enumerate(
-        zip(outcome.seeds, outcome.steps, outcome.evaluations, strict=True)
-    ):
-        line = LINES[number % len(LINES)]
-        smooth = steps["loss"].rolling(outcome.window, min_periods=1).mean()
-        name = f" (seed {seed})" if len(outcome.seeds) > 1 else ""
-        if not number:
-            axes.plot(steps["step"], _shown(steps["loss"], perplexity), color=COLOURS[5], linewidth=0.5,
-                      label="training, each step")  # fmt: skip
-        axes.plot(steps["step"], _shown(smooth, perplexity), line, color=COLOURS[0],
-                  label=f"mean of {outcome.window} steps{name}")  # fmt: skip
-        axes.plot(evaluations["step"], _shown(evaluations["val_loss"], perplexity), line, color=COLOURS[1],
-                  marker="o", markersize=3, label=f"held out{name}")  # fmt: skip
-    _label(axes, f"How does {outcome.name} learn?", "step", perplexity)
+    [axes] = figure.axes
+    first = outcome.steps[0]
+    loss = np.exp(first["loss"]) if perplexity else first["loss"]
+    axes.plot(first["step"], loss, color=COLOURS[5], linewidth=0.5, label="training, each step")
+    curves = [
+        LossCurve(
+            f"(seed {seed})" if len(outcome.seeds) > 1 else "",
+            (steps["step"], steps["loss"].rolling(outcome.window, min_periods=1).mean()),
+            (evaluations["step"], evaluations["val_loss"]),
+        )
+        for seed, steps, evaluations in zip(outcome.seeds, outcome.steps, outcome.evaluations, strict=True)
+    ]
+    draw_losses(curves, axes, axes, smooth=outcome.window, perplexity=perplexity)
+    label_losses(axes, f"How does {outcome.name} learn?", "step", perplexity=perplexity)
     axes.legend(fontsize=7)
     return figure
 
@@ -97,42 +94,24 @@ def _overlaid(groups: dict[str, list[Outcome]], *, perplexity: bool) -> Figure:
     figure = new_figure(2, rows=len(groups), width=10, height=3.4 * len(groups))
     rows = np.array(figure.axes).reshape(len(groups), 2)
     for (topic, drawn), (training, held_out) in zip(groups.items(), rows, strict=True):
-        shown = []
-        for number, each in enumerate(drawn):
-            style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
-            smooth, curve = _shown(each.smooth_loss(), perplexity), each.held_out()
-            losses = _shown(curve["val_loss"], perplexity)
-            training.plot(each.steps[0]["tokens"], smooth, label=each.name, **style)
-            held_out.plot(curve["tokens"], losses, marker="o", markersize=3, label=each.name, **style)
-            late = each.steps[0]["tokens"] >= each.tokens / 10
-            shown += [*smooth[late], *losses[curve["tokens"] >= each.tokens / 10]]
-        about = f"{topic}: " if topic else ""
-        questions = [f"{about}{each}" for each in ("which learns fastest?", "which predicts new text best?")]
+        curves, late = [], []
+        for each in drawn:
+            tokens, losses, curve = each.steps[0]["tokens"], each.smooth_loss(), each.held_out()
+            curves.append(LossCurve(each.name, (tokens, losses), (curve["tokens"], curve["val_loss"])))
+            late += [*losses[tokens >= each.tokens / 10]]
+            late += [*curve["val_loss"][curve["tokens"] >= each.tokens / 10]]
+        draw_losses(curves, training, held_out, perplexity=perplexity)
+        ends = np.exp([min(late), max(late)]) if perplexity else (min(late), max(late))
+        questions = ("which learns fastest?", "which predicts new text best?")
         for axes, question, kind in zip((training, held_out), questions, ("", "held-out "), strict=True):
-            _label(axes, question[0].upper() + question[1:], "training tokens", perplexity, kind)
-        low, high = min(shown), max(shown)
-        for axes in (training, held_out):  # the fall from the first, random guesses would flatten the rest
-            axes.set_ylim(low * 0.98, high * 1.02)
+            title = f"{topic}: {question}" if topic else question
+            label_losses(
+                axes, title[0].upper() + title[1:], "training tokens", kind=kind, perplexity=perplexity
+            )
+            # The fall from the first, random guesses would flatten the rest.
+            axes.set_ylim(ends[0] * 0.98, ends[1] * 1.02)
         training.legend(fontsize=7)
     return figure
-
-
-def _shown(losses: pd.Series, perplexity: bool) -> pd.Series:
-    return np.exp(losses) if perplexity else losses
-
-
-def _label(axes: Axes, title: str, x: str, perplexity: bool, kind: str = "") -> None:
-    y = "perplexity" if perplexity else "loss (nats per token)"
-    axes.set(xlabel=x, ylabel=f"{kind}{y}")
-    axes.set_title(title, fontsize=10)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.grid(alpha=0.3)
-    if perplexity:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axes.yaxis.set_major_formatter("{x:,g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Figure, path: Path) -> None:

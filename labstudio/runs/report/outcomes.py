@@ -25,7 +25,7 @@ class Outcome:
     config: dict[str, Any]
     """The first seed's config.json."""
     environment: dict[str, Any]
-    """What the first seed was computed with, where its environment.jsonl is there."""
+    """Hardware and versions of the first seed; empty without its environment.jsonl."""
     seeds: tuple[int, ...]
     steps: tuple[pd.DataFrame, ...]
     evaluations: tuple[pd.DataFrame, ...]

@@ -1,42 +1,12 @@
 // The controls of labstudio.AttentionExplorer, and how everything is put together.
 
-// A labelled input that is a trait.
-function traitField(view, trait, label, input) {
-  input.id = `${view.id}-${trait}`;
-  input.dataset.trait = trait;
-  onCommit(input, () => {
-    view.model.set(trait, input.value);
-    view.model.save_changes();
-  });
-  view.on([trait, "invalid"], () => {
-    if (input.value !== view.model.get(trait)) input.value = view.model.get(trait);
-    input.setAttribute("aria-invalid", String(view.model.get("invalid") === trait));
-  });
-  return h("div", { class: "lk-field" }, h("label", { for: input.id }, label), input);
-}
-
 function fields(view) {
   const { model } = view;
-  const select = h("select");
-  const choice = traitField(view, "model_name", "Model", select);
-  view.on(["model_names", "model_name"], () => {
-    select.replaceChildren(...model.get("model_names").map((name) => h("option", { value: name }, name)));
-    select.value = model.get("model_name");
-  });
-  const text = traitField(view, "text", "Text", h("textarea", { rows: 2, dir: "auto" }));
+  const text = field(view, "text", "Text", h("textarea", { rows: 2, dir: "auto" }));
   const again = h("button", { type: "button", onclick: () => model.send({ do: "read" }) }, "Read again");
   const buttons = h("div", { class: "lk-buttons" }, again);
-  const box = h("div", { class: "la-fields" }, h("div", { class: "lk-fields" }, choice, text), buttons);
+  const box = h("div", { class: "la-fields" }, h("div", { class: "lk-fields" }, modelField(view), text), buttons);
   view.on(["model_names"], () => { box.hidden = !model.get("model_names").length; });
-  return box;
-}
-
-function messages(view) {
-  const error = h("p", { role: "alert", class: "lk-error" });
-  const notice = h("p", { role: "status" });
-  const box = h("div", { class: "la-messages" }, error, notice);
-  view.on(["error"], () => { error.textContent = view.model.get("error"); });
-  view.on(["notice"], () => { notice.textContent = view.model.get("notice"); });
   return box;
 }
 
@@ -125,10 +95,7 @@ function choice(view, trait, legend, entries) {
   const inputs = entries.map(([value]) => h("input", { type: "radio", name: `${view.id}-${trait}`, value }));
   const labels = entries.map(([, label], at) => h("label", {}, inputs[at], label));
   for (const input of inputs) {
-    input.addEventListener("change", () => {
-      model.set(trait, input.value);
-      model.save_changes();
-    });
+    input.addEventListener("change", () => view.set(trait, input.value));
   }
   view.on([trait], () => inputs.forEach((input) => { input.checked = input.value === model.get(trait); }));
   return h("fieldset", { class: "la-choice" }, h("legend", {}, legend), ...labels);
@@ -212,10 +179,7 @@ function render({ model, el }) {
   const formula = h("p", { class: "la-formula" });
   const leak = h("p", { class: "la-leak" }, LEAK);
   const legend = h("p", { class: "lk-small" });
-  const [mask, maskLabel] = toggle("Mask: hide later tokens", (checked) => {
-    model.set("causal", checked);
-    model.save_changes();
-  });
+  const [mask, maskLabel] = toggle("Mask: hide later tokens", (checked) => view.set("causal", checked));
   const [, incomingLabel] = toggle("Who looks at it, instead of what it looks at", (incoming) =>
     state.pin({ token: state.token, incoming }));
   const pictures = { matrix: matrixView, arcs: arcsView, table: tableView };
@@ -226,7 +190,8 @@ function render({ model, el }) {
     tokenLine(view, state), details(view, state),
     choice(view, "view", "View", Object.entries(VIEWS)), legend, ...drawn.map(([, { node }]) => node));
   const root = h("section", { class: "labkit-widget labkit-attention", "aria-label": "Attention explorer" },
-    fields(view), messages(view), h("div", { class: "la-columns" }, headsPanel(view, state), panel));
+    fields(view), messages(view, ["notice"], () => model.get("notice")),
+    h("div", { class: "la-columns" }, headsPanel(view, state), panel));
   view.on(["causal"], () => { mask.checked = Boolean(model.get("causal")); });
   state.onHead.push(() => {
     title.textContent = headName(state);
@@ -246,7 +211,7 @@ function render({ model, el }) {
   });
   state.start();
   el.append(root);
-  return view.close;
+  return () => view.close();
 }
 
 export default { render };

@@ -22,7 +22,6 @@ const CIVIDIS = ["00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a5
 const NUMBERED = 10; // tokens up to which every cell has room for its number
 const STRONGEST = 5;
 const LINES = 8; // of each token, drawn while no token is looked at
-const SVG = "http://www.w3.org/2000/svg";
 
 // 256 colours from dark to light, as red, green, blue.
 const COLOUR = Array.from({ length: 256 }, (_, number) => {

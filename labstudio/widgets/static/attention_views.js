@@ -2,12 +2,6 @@
 
 const headName = (state) => `Layer ${state.layer}, head ${state.head}`;
 
-function svg(tag, attributes) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
-}
-
 // What the colours, hatching and lines mean.
 function scaleLegend(state) {
   if (state.view === "table") return [];

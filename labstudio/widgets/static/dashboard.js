@@ -1,5 +1,5 @@
-// The browser's side of labstudio.dashboard.dashboard.Dashboard. Python reads the folder and decides what can be done; this file
-// draws the traits and sends back what the reader asks for. Text from runs enters the page as text nodes only.
+// The browser's side of labstudio's Dashboard. Python reads the folder and decides what can be done; this file draws
+// the traits and sends back what the reader asks for. Text from runs enters the page as text nodes only.
 
 const TABS = [
   { name: "runs", label: "Runs", panel: runsPanel },
@@ -9,8 +9,8 @@ const TABS = [
 ];
 const RUN_COLUMNS = [
   { name: "run", label: "Run" },
-  { name: "parameters", label: "Parameters", show: many },
-  { name: "step", label: "Steps", show: (step, row) => (step === null ? "–" : `${many(step)} / ${many(row.total_steps)}`) },
+  { name: "parameters", label: "Parameters", show: whole },
+  { name: "step", label: "Steps", show: (step, row) => (step === null ? "–" : `${whole(step)} / ${whole(row.total_steps)}`) },
   { name: "val_loss", label: "Held-out loss", show: digits, hint: "nats per token" },
   { name: "perplexity", label: "Perplexity", show: digits },
   { name: "state", label: "State", show: (text) => text },
@@ -97,8 +97,7 @@ function runRow(view, name) {
   const tick = h("input", { type: "checkbox", "aria-label": `Compare ${name}` });
   tick.addEventListener("change", () => {
     const others = model.get("chosen").filter((each) => each !== name);
-    model.set("chosen", tick.checked ? [...others, name] : others);
-    model.save_changes();
+    view.set("chosen", tick.checked ? [...others, name] : others);
   });
   const open = h("button", { type: "button", class: "ld-open", onclick: () => ask(view, "open", { run: name }) }, foreign(name));
   const cells = RUN_COLUMNS.slice(1).map((column) => h("td", { "data-column": column.name }));
@@ -112,17 +111,21 @@ function runRow(view, name) {
 
 function comparisonPart(view) {
   const node = h("div", { class: "ld-compared" });
-  const update = () => {
+  const options = { unit: "nats per token", x: "tokens trained on", legend: false };
+  const pictures = [chart(view, "Held-out loss", options), chart(view, "Training loss, mean of 20 steps", options)];
+  const charts = h("div", { class: "ld-charts" }, ...pictures.map((each) => each.node));
+  view.on(["compared"], () => {
     const { runs, rows, warnings, held_out: heldOut, training } = view.model.get("compared");
     if (!runs) return node.replaceChildren(h("p", {}, "Tick two runs or more to compare them."));
     const notes = warnings.map((text) => h("p", { class: "ld-note", dir: "auto" }, text));
     const table = plainTable("Where they differ, and how they did", ["Setting or result", ...runs.map(foreign)],
       rows.map(([name, ...values]) => [name, ...values.map((value) => foreign(digits(value)))]));
-    node.replaceChildren(...notes, chartLegend(runs), h("div", { class: "ld-charts" },
-      lossChart("Held-out loss (nats per token)", heldOut, runs),
-      lossChart("Training loss (mean of 20 steps)", training, runs)), table);
-  };
-  view.on(["compared"], update);
+    const lines = [heldOut, training].map((curves) => curves.map((points, number) =>
+      ({ name: runs[number], number, points, marks: points.length < 30 })));
+    node.replaceChildren(...notes, h("ul", { class: "lk-legend" }, ...lines[1].map(legendEntry)), charts, table);
+    const far = Math.max(0, ...lines.flat().flatMap((line) => line.points.map(([x]) => x)));
+    pictures.forEach((picture, place) => picture.put(lines[place], far));
+  });
   return [h("h3", {}, "Comparison"), node];
 }
 
@@ -144,10 +147,10 @@ function runPanel(view) {
 
 function runDetails(view, page) {
   const tryOne = (name) => h("button", { type: "button", "aria-label": `Try ${name}`, onclick: () => {
-    show(view, "try");
+    view.set("tab", "try");
     ask(view, "try", { run: page.name, checkpoint: name });
   } }, "Try");
-  const rows = page.checkpoints.map((each) => [foreign(each.name), many(each.step), digits(each.val_loss),
+  const rows = page.checkpoints.map((each) => [foreign(each.name), whole(each.step), digits(each.val_loss),
     digits(each.megabytes), foreign(each.state ?? ""), each.name.startsWith("step-") ? tryOne(each.name) : ""]);
   const heads = ["Checkpoint", "Step", "Held-out loss", "MB", "State", "Playground and explorer"];
   const settings = page.settings.map(([name, value]) => [foreign(name), foreign(digits(value))]);
@@ -257,15 +260,10 @@ function tryPanel(view) {
 
 // ---- tabs ----
 
-function show(view, name) {
-  view.model.set("tab", name);
-  view.model.save_changes();
-}
-
 function tabList(view, panels) {
   const list = h("div", { role: "tablist", "aria-label": "Dashboard", class: "ld-tabs" });
   const tabs = TABS.map(({ name, label }) => h("button", {
-    type: "button", role: "tab", id: `${view.id}-tab-${name}`, "aria-controls": panels[name].id, onclick: () => show(view, name),
+    type: "button", role: "tab", id: `${view.id}-tab-${name}`, "aria-controls": panels[name].id, onclick: () => view.set("tab", name),
   }, label));
   list.append(...tabs);
   list.addEventListener("keydown", (event) => {
@@ -274,7 +272,7 @@ function tabList(view, panels) {
     if (!(event.key in places)) return;
     event.preventDefault();
     const place = (places[event.key] + TABS.length) % TABS.length;
-    show(view, TABS[place].name);
+    view.set("tab", TABS[place].name);
     tabs[place].focus();
   });
   view.on(["tab"], () => {
@@ -299,7 +297,7 @@ function render({ model, el }) {
   root.append(tabList(view, panels), ...Object.values(panels));
   el.append(root);
   for (const { name, panel } of TABS) panels[name].append(...panel(view));
-  return view.close;
+  return () => view.close();
 }
 
 export default { render };

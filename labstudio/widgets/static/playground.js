@@ -53,12 +53,8 @@ function control(view, setting, suffix, column) {
   const name = column ? h("span", { class: "lk-hidden" }, column) : "";
   const label = h("label", { for: id }, setting.label, name);
   let scale = sliderScale(setting, 2);
-  const put = (value) => {
-    model.set(trait, value);
-    model.save_changes();
-  };
-  slider.addEventListener("input", () => put(scale.value(Number(slider.value))));
-  onCommit(box, () => put(typed(box.value)));
+  slider.addEventListener("input", () => view.set(trait, scale.value(Number(slider.value))));
+  onCommit(box, () => view.set(trait, typed(box.value)));
   const update = () => {
     const vocab = Math.max(1, model.get("vocab_size"));
     scale = sliderScale(setting, vocab);
@@ -73,34 +69,6 @@ function control(view, setting, suffix, column) {
   };
   view.on([trait, "vocab_size", "invalid"], update);
   return h("div", { class: "lp-control" }, label, slider, box);
-}
-
-// A labelled input outside the columns: text, or a number.
-function field(view, trait, label, input, { read = (text) => text, show = String } = {}) {
-  const id = `${view.id}-${trait}`;
-  input.id = id;
-  input.dataset.trait = trait;
-  onCommit(input, () => {
-    view.model.set(trait, read(input.value));
-    view.model.save_changes();
-  });
-  view.on([trait, "invalid"], () => {
-    const value = show(view.model.get(trait));
-    if (input.value !== value) input.value = value;
-    input.setAttribute("aria-invalid", String(view.model.get("invalid") === trait));
-  });
-  return h("div", { class: "lk-field" }, h("label", { for: id }, label), input);
-}
-
-function modelField(view) {
-  const select = h("select");
-  const box = field(view, "model_name", "Model", select);
-  view.on(["model_names", "model_name"], () => {
-    const names = view.model.get("model_names");
-    select.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
-    select.value = view.model.get("model_name");
-  });
-  return box;
 }
 
 function moreFields(view) {
@@ -122,12 +90,8 @@ function buttons(view) {
   const { model } = view;
   const ask = (action) => () => model.send({ do: action });
   const button = (label, onclick) => h("button", { type: "button", onclick }, label);
-  const put = (trait, value) => {
-    model.set(trait, value);
-    model.save_changes();
-  };
-  const another = () => put("seed", Number.isInteger(model.get("seed")) ? model.get("seed") + 1 : 0);
-  const compare = button("Compare two settings", () => put("compare", !model.get("compare")));
+  const another = () => view.set("seed", Number.isInteger(model.get("seed")) ? model.get("seed") + 1 : 0);
+  const compare = button("Compare two settings", () => view.set("compare", !model.get("compare")));
   view.on(["compare"], () => compare.setAttribute("aria-pressed", String(model.get("compare"))));
   return h(
     "div", { class: "lk-buttons" }, button("Write", ask("write")), button("Stop", ask("halt")),
@@ -325,29 +289,19 @@ function columnBox(view, suffix) {
   return box;
 }
 
-function messages(view) {
-  const { model } = view;
-  const error = h("p", { role: "alert", class: "lk-error" });
-  const status = h("p", { role: "status", class: "lk-status" });
-  view.on(["error"], () => { error.textContent = model.get("error"); });
-  view.on(["writing", "notice"], () => {
-    status.textContent = `${model.get("writing") ? "Writing …" : "Ready."} ${model.get("notice")}`;
-  });
-  return h("div", { class: "lk-messages" }, error, status);
-}
-
 function render({ model, el }) {
   const view = newView(model);
   const root = h("section", { class: "labkit-widget labkit-playground", "aria-label": "Sampling playground" });
   root.append(
     h("div", { class: "lk-fields" }, modelField(view),
       field(view, "prompt", "Prompt", h("textarea", { rows: 2, dir: "auto" }))),
-    moreFields(view), buttons(view), messages(view),
+    moreFields(view), buttons(view),
+    messages(view, ["writing", "notice"], () => `${model.get("writing") ? "Writing …" : "Ready."} ${model.get("notice")}`),
     h("div", { class: "lp-columns" }, columnBox(view, ""), columnBox(view, "_b")),
     surpriseLegend(),
   );
   el.append(root);
-  return view.close;
+  return () => view.close();
 }
 
 export default { render };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import re
 import signal
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from labkit.config import DataConfig, GPTConfig, SampleConfig, TrainConfig
 from labstudio.cli import main
+from labstudio.cli.options import ModelOptions
 
 TINY_MODEL = ["--context-length", "7", "--d-model", "10", "--n-layers", "1", "--n-heads", "2"]
 SMALL = ["--corpus", "tiny", "--eval-windows", "3", *TINY_MODEL]
@@ -50,6 +54,32 @@ def test_help_explains_every_setting_of_training(labkit: Any) -> None:
     for name in ("--max-steps", "--epochs", "--learning-rate", "--n-heads", "--corpus", "--seed", "--name"):
         assert name in options
     assert "Number of optimizer steps" in shown
+
+
+def test_every_field_of_the_model_is_an_option() -> None:
+    options = {field.name for field in dataclasses.fields(ModelOptions)} - {"preset"}
+    fields = {field.name for field in dataclasses.fields(GPTConfig)}
+    assert options == fields - {"vocab_size"}  # which follows from the tokenizer
+
+
+@pytest.mark.parametrize("config", [TrainConfig, DataConfig, SampleConfig])
+def test_every_field_of_a_configuration_is_an_option(config: Any, labkit: Any) -> None:
+    _, shown, _ = labkit("sample" if config is SampleConfig else "train", "--help")
+    for field in dataclasses.fields(config):
+        assert re.search(rf"--{field.name.replace('_', '-')}[ ,]", shown), field.name
+
+
+def test_the_shape_of_a_model_is_set_field_by_field(labkit: Any, out: Path) -> None:
+    given: dict[str, Any] = {
+        "n_heads": 5, "n_kv_heads": 1, "d_ff": 11, "dropout": 0.25, "attention_dropout": 0.125,
+        "qkv_bias": False, "bias": False, "positions": "rotary", "norm": "rmsnorm", "activation": "swiglu",
+        "tie_weights": False, "embedding_scale": True, "norm_eps": 0.001, "rope_base": 500.0,
+    }  # fmt: skip
+    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    code, _, errors = labkit("train", *SMALL, *options, "--max-steps", "1", "--name", "shaped")
+    assert code == 0, errors
+    model = json.loads((out / "runs" / "shaped" / "config.json").read_text())["model"]
+    assert {name: model[name] for name in given} == given
 
 
 def test_help_does_not_import_torch() -> None:
@@ -147,7 +177,7 @@ def test_ctrl_c_saves_says_so_and_exits_with_130(
         ),
         ([*SMALL, "--context-length", "100000"], "are too few for context_length=100000"),
         ([*SMALL, "--device", "abacus"], "labkit: device 'abacus' cannot be used here"),
-        ([*SMALL, "--name", "a/b"], "labkit: Run: name='a/b' must be a plain folder name"),
+        ([*SMALL, "--name", "a/b"], "labkit: train: name='a/b' must be a plain folder name"),
         ([*SMALL, "--prompt", "£"], "labkit: Trainer: samples cannot start from prompt='£'"),
         ([*SMALL, "--positions", "alibi"], "alibi"),
         ([*SMALL, "--tokenizer", "words"], "words"),

@@ -34,7 +34,7 @@ def refused(*options: str) -> int:
         (["--token", "sixteen letters & more"], "letters, digits, -, _, . and ~"),
         (["--port", "70000"], "port=70000 must be from 1 to 65535"),
         (["no-such-folder"], "there is no folder 'no-such-folder'"),
-        (["--public"], "nothing on the way is encrypted. An SSH tunnel is safer"),
+        (["--public"], "the connection is not encrypted. An SSH tunnel is safer"),
         (["--public", "--token", "short"], "the token has 5 characters"),
     ],
 )

@@ -18,7 +18,7 @@ from labkit.analysis import evaluate_documents, total_score
 from labkit.text import load_corpus
 from labkit.training import Run, Trainer, fit
 from labstudio.cli import main
-from labstudio.cli.evaluation_texts import choose_texts
+from labstudio.cli.evaluate import choose_texts
 
 pytest_plugins = ["sample_command"]
 HOSTILE = "<script>\u202e\U0001f600אב\u200b"

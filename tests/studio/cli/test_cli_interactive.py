@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from labkit.config import SampleConfig
-from labstudio.cli.interactive import changed
+from labstudio.cli.sample import changed
 
 pytest_plugins = ["sample_command"]
 
@@ -129,7 +129,7 @@ def test_quit_and_ctrl_d_leave_with_0_and_ctrl_c_at_the_prompt_with_130(talk: An
 
 
 def test_ctrl_c_while_writing_stops_the_text_only(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from labkit.generation import decoding
+    from labkit.generation import decode as decoding
 
     draws, next_tokens = [], decoding.next_tokens
 

@@ -95,8 +95,8 @@ def test_many_evaluations_are_thinned_from_the_first_to_the_last(runs: Any) -> N
     for step in range(5, 48):
         run.append("metrics", {"event": "evaluation", "step": step, "val_loss": 2.0, "perplexity": 7.4})
     _, shown, _ = runs("show", "first")
-    evaluations = shown.split("\nevaluations (16 of 46)\n")[1].split("\n\n")[0].splitlines()[1:]
-    assert [line.split()[0] for line in evaluations][:3] == ["0", "5", "8"]
+    evaluations = shown.split("\nevaluations (13 of 46)\n")[1].split("\n\n")[0].splitlines()[1:]
+    assert [line.split()[0] for line in evaluations][:3] == ["0", "6", "10"]
     assert evaluations[-1].split()[0] == "47"
 
 
@@ -116,7 +116,7 @@ def test_compare_shows_what_differs_and_draws_the_curves(runs: Any, out: Path, t
     assert lines[1].split() == ["train.learning_rate", "0.001", "0.003"]
     assert lines[2].split() == ["train.min_learning_rate", "-", "3e-05"]
     assert lines[3].startswith("parameters")
-    for name in ("step ", "tokens", "seconds", "held-out loss", "best loss", "perplexity"):
+    for name in ("step ", "tokens", "seconds", "held-out loss", "best held-out loss", "perplexity"):
         assert f"\n{name}" in shown
     assert "bits per byte" not in shown
     assert "Note" not in shown

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from labkit.config import SampleConfig
-from labkit.weights import load_pretrained
-from labkit.weights.pretrained import PRETRAINED
+from labkit.weights import PRETRAINED, load_pretrained
 
 pytest_plugins = ["sample_command"]
 
@@ -116,7 +115,7 @@ def test_it_stops_where_the_model_ends_its_text(
     """The model is made to draw "t", then the end of a text, then "t" again."""
     import torch
 
-    from labkit.generation import decoding
+    from labkit.generation import decode as decoding
     from labkit.text import load_tokenizer
 
     tokenizer = load_tokenizer(home / "runs" / "first" / "tokenizer.json")

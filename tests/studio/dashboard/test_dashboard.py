@@ -18,10 +18,17 @@ from dashboard_runs import HOSTILE, HOSTILE_SHOWN, folder_of_runs, tiny_run, wri
 
 from labkit.config import TRAIN_PRESETS, TrainConfig
 from labkit.training import Run, list_runs
-from labstudio.dashboard import jobs as dashboard_jobs
+from labstudio.dashboard import trainings as dashboard_trainings
 from labstudio.dashboard.dashboard import Dashboard
-from labstudio.dashboard.form import DEFAULTS, form_choices, train_arguments
-from labstudio.dashboard.jobs import Job, jobs, resume_training, start_training
+from labstudio.dashboard.trainings import (
+    DEFAULTS,
+    Training,
+    form_choices,
+    resume_training,
+    start_training,
+    train_arguments,
+    trainings,
+)
 from labstudio.dashboard.views import (
     RunsList,
     comparison,
@@ -55,7 +62,7 @@ def page(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dashboard]:
 
 
 def ask(page: Dashboard, do: str, **content: Any) -> None:
-    page._asked(page, {"do": do, **content}, None)
+    page._handle({"do": do, **content})
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -192,16 +199,17 @@ def test_a_recipe_becomes_the_options_of_labkit_train(recipe: str, monkeypatch: 
 
 
 def test_no_text_becomes_another_option() -> None:
-    options = DEFAULTS | {"name": "--help", "corpus": "--init-from=x; rm -rf", "learning_rate": 0.002}
+    options = DEFAULTS | {"name": "help", "corpus": "--init-from=x; rm -rf", "learning_rate": 0.002}
     arguments = train_arguments(options)
-    assert "--name=--help" in arguments
+    assert "--name=help" in arguments
     assert "--corpus=--init-from=x; rm -rf" in arguments
     assert "--learning-rate=0.002" in arguments
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"name": "a/b"}, "name='a/b' must be a plain folder name"), ({"name": ".."}, "a plain folder name"),
+    [({"name": "a/b"}, "name='a/b' must be a plain folder name"), ({"name": "--help"}, "a plain folder name"),
+     ({"name": "a\n"}, "a plain folder name"), ({"name": ".."}, "a plain folder name"),
      ({"max_steps": 0}, "max_steps=0 must be at least 1"), ({"max_steps": "many"}, "max_steps='many' must"),
      ({"learning_rate": -1.0}, "learning_rate=-1.0 must be above 0"), ({"seed": 1.5}, "seed=1.5 must be"),
      ({"preset": "huge"}, "'huge' is not known"), ({"recipe": "magic"}, "'magic' is not known"),
@@ -225,10 +233,10 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
-def job_of(process: subprocess.Popen[bytes], path: Path, **changes: Any) -> Job:
+def job_of(process: subprocess.Popen[bytes], path: Path, **changes: Any) -> Training:
     path.mkdir(parents=True, exist_ok=True)
     record = {"pid": process.pid, "began": psutil.Process(process.pid).create_time()}
-    return Job(path, **record | {"what": "train", "resumed": None} | changes)
+    return Training(path, **record | {"what": "train", "resumed": None} | changes)
 
 
 def test_a_stranger_with_the_same_number_is_never_stopped(tmp_path: Path) -> None:
@@ -269,22 +277,22 @@ def test_asked_twice_it_is_interrupted_once(tmp_path: Path, monkeypatch: pytest.
 )  # fmt: skip
 def test_the_log_tells_which_run_it_is(tmp_path: Path, log: str, run: str | None) -> None:
     (tmp_path / "log.txt").write_text(log, encoding="utf-8")
-    assert Job(tmp_path, 1, 0.0, "train", None).run_id == run
+    assert Training(tmp_path, 1, 0.0, "train", None).run_id == run
 
 
 def test_the_end_of_a_log_is_shown_without_what_hides(tmp_path: Path) -> None:
     many = "".join(f"line {number}\n" for number in range(9000))
     (tmp_path / "log.txt").write_bytes(many.encode() + b"bar 1\rbar 2\r\n\x1b[31m\xff\xe2\x80\xae end\n")
-    lines = Job(tmp_path, 1, 0.0, "train", None).last_lines().split("\n")
+    lines = Training(tmp_path, 1, 0.0, "train", None).last_lines().split("\n")
     assert lines[-3:] == ["bar 1", "bar 2", "U+001B[31m\ufffdU+202E end"]
-    assert len(lines) == dashboard_jobs.LAST_LINES
+    assert len(lines) == dashboard_trainings.LAST_LINES
 
 
 def test_damaged_records_are_left_out(tmp_path: Path) -> None:
     for name, text in (("1", "{"), ("2", "[]"), ("3", '{"pid": 1}')):
         (tmp_path / ".dashboard" / name).mkdir(parents=True)
         (tmp_path / ".dashboard" / name / "job.json").write_text(text)
-    assert jobs(tmp_path) == []
+    assert trainings(tmp_path) == []
 
 
 def test_a_training_runs_in_its_own_session_with_nothing_of_the_page(
@@ -293,7 +301,7 @@ def test_a_training_runs_in_its_own_session_with_nothing_of_the_page(
     monkeypatch.setenv("QUERY_STRING", "token=secret")
     monkeypatch.setenv("VOILA_REQUEST_URL", "http://x/?token=secret")
     script = "import os, sys; print(os.getsid(0) == os.getpid(), os.getcwd(), dict(os.environ), sys.argv)"
-    fake = tmp_path / "labkit"
+    fake = tmp_path / "labstudio"
     fake.mkdir()
     (fake / "__init__.py").touch()
     (fake / "__main__.py").write_text(script)
@@ -304,14 +312,14 @@ def test_a_training_runs_in_its_own_session_with_nothing_of_the_page(
     assert "secret" not in printed
     assert f"'LABKIT_RUNS': '{tmp_path / 'my runs'}'" in printed
     assert "\"--name=a 'b' $(c)\"" in printed
-    assert jobs(tmp_path / "my runs") == [job]
+    assert trainings(tmp_path / "my runs") == [job]
 
 
 def test_a_run_is_resumed_by_its_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     real = subprocess.Popen
     monkeypatch.setattr(
-        dashboard_jobs.subprocess, "Popen",
+        dashboard_trainings.subprocess, "Popen",
         lambda command, **options: started.append(command) or real([sys.executable, "-c", ""], **options),
     )  # fmt: skip
     (root / "small").rename(root / "--help")
@@ -359,9 +367,9 @@ def test_a_run_that_is_not_listed_cannot_be_opened(page: Dashboard, run: object)
      {"do": "try", "run": [], "checkpoint": {}}],
 )  # fmt: skip
 def test_odd_messages_do_no_harm(page: Dashboard, content: dict[str, Any]) -> None:
-    page._asked(page, content, None)
+    page._handle(content)
     assert page.page == {}
-    assert jobs(page.root) == []
+    assert trainings(page.root) == []
     ask(page, "open", run="small")
     assert page.page["name"] == "small"
 
@@ -405,7 +413,7 @@ def test_a_stopped_run_can_be_resumed_and_a_running_one_be_stopped(
         assert page.monitor.state == "training"
         assert {row["run"]: row["state"] for row in page.rows}["small"] == "running"
         ask(page, "resume")  # twice does not start it twice
-        assert len(jobs(page.root)) == 1
+        assert len(trainings(page.root)) == 1
         monkeypatch.setattr(psutil.Process, "send_signal", lambda self, number: None)
         ask(page, "stop")
         assert [each["enabled"] for each in page.monitor.buttons] == [False]

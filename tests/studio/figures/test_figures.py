@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 
 from labcourse import show
 from labstudio.figures import heatmap, new_figure, probability_bars, training_curves
+from labstudio.figures.losses import LossCurve, draw_losses
 from labstudio.visible import visible
 
 STEPS = pd.DataFrame({"step": range(1, 31), "loss": [3 / n for n in range(1, 31)], "learning_rate": 1e-3})
@@ -88,6 +90,32 @@ def test_training_curves_have_titles_labels_and_the_data() -> None:
     assert held_out.get_linestyle() != train.get_linestyle()  # told apart without colour
     assert figure.axes[1].get_lines()[0].get_ydata().tolist() == [20.1, 7.4, 4.5]
     assert figure.axes[1].get_yscale() == "log"
+
+
+def test_runs_are_told_apart_by_colour_and_line_and_losses_by_their_axes() -> None:
+    curves = [LossCurve(f"run{n}", ([1, 2], [3.0, 2.0 - n]), ([0, 2], [4.0, 3.0])) for n in range(3)]
+    training, held_out = new_figure(2).axes
+    draw_losses([*curves, LossCurve("unreadable")], training, held_out)
+    for axes in (training, held_out):
+        assert len({line.get_color() for line in axes.get_lines()}) == 4
+        assert len({line.get_linestyle() for line in axes.get_lines()}) == 4
+        assert [line.get_label() for line in axes.get_lines()][:2] == ["run0", "run1"]
+    assert training.get_lines()[1].get_ydata().tolist() == [3.0, 1.0]
+    assert held_out.get_lines()[1].get_xdata().tolist() == [0, 2]
+
+
+def test_on_the_same_axes_held_out_losses_have_marks_and_a_colour_of_their_own() -> None:
+    [axes] = new_figure().axes
+    curves = [LossCurve(f"(seed {seed})", ([1], [3.0]), ([0], [2.0])) for seed in (4, 7)]
+    draw_losses(curves, axes, axes, smooth=5, perplexity=True)
+    training, held_out, *_ = axes.get_lines()
+    assert training.get_ydata()[0] == pytest.approx(math.exp(3.0))
+    assert (training.get_marker(), held_out.get_marker()) == ("", "o")
+    assert training.get_color() != held_out.get_color()
+    labels = [line.get_label() for line in axes.get_lines()]
+    assert labels == [
+        "mean of 5 steps (seed 4)", "held-out (seed 4)", "mean of 5 steps (seed 7)", "held-out (seed 7)",
+    ]  # fmt: skip
 
 
 def test_figures_are_made_without_pyplot() -> None:

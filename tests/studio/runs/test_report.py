@@ -15,6 +15,7 @@ from PIL import Image
 
 from labkit.config import DataConfig, GPTConfig, TrainConfig, as_dict
 from labkit.training import Run
+from labstudio.runs import kept_runs
 from labstudio.runs.report import (
     entry_parts,
     log_report,
@@ -25,10 +26,10 @@ from labstudio.runs.report import (
 )
 from labstudio.runs.report.figures import topics
 from labstudio.runs.report.observations import direction, judgement
-from labstudio.runs.sweep import plan_jobs
+from labstudio.runs.sweep import plan_runs
 from labstudio.runs.sweep_file import read_sweep
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PARTS = ["Question", "Prediction", "Setup", "Result", "What it means", "What would change our mind"]
 MODEL = {"vocab_size": 50, "context_length": 8, "d_model": 12, "n_layers": 3, "n_heads": 2}
 
@@ -232,8 +233,7 @@ def test_the_log_says_of_the_sweeps_what_their_runs_say(out: Path, sweep: str) -
         text = log.read_text(encoding="utf-8")
         return text.split(f"<!-- labkit:begin 08_experiments/{sweep} ")[1].split("<!-- labkit:end")[0]
 
-    runs = ROOT / "benchmarks" / "results" / "runs"
-    written = section(log_report(sweep, runs=runs))
+    written = section(log_report(sweep, runs=kept_runs()))
     assert section(ROOT / "experiments_log.md") == written
     for part in PARTS:
         assert written.count(f"#### {part}\n") == written.count("\n### ")
@@ -246,10 +246,10 @@ def test_the_log_says_of_the_sweeps_what_their_runs_say(out: Path, sweep: str) -
 def test_the_runs_that_are_kept_have_the_settings_and_the_words_of_their_files(
     out: Path, monkeypatch: pytest.MonkeyPatch, sweep: str
 ) -> None:
-    kept = ROOT / "benchmarks" / "results" / "runs"
+    kept = kept_runs()
     for path in kept.glob(f"{sweep}-*"):
         shutil.copytree(path, out / "runs" / path.name)
-    jobs = plan_jobs(read_sweep(sweep))  # refuses runs that were made with other settings
+    jobs = plan_runs(read_sweep(sweep))  # refuses runs that were made with other settings
     assert {job.run.id for job in jobs} == {path.name for path in kept.glob(f"{sweep}-*")}
     for job in jobs:
         now, then = (

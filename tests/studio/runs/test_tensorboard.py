@@ -14,8 +14,7 @@ import torch
 
 from labkit import GPT, GPTConfig, TrainConfig, Trainer
 from labkit.text import CharTokenizer
-from labkit.training import Run, fit
-from labkit.training.events import End, Evaluation, Sample, Step
+from labkit.training import End, Evaluation, Run, Sample, Step, fit
 from labstudio.runs.tensorboard import SCALARS, TensorBoardExport, export_run
 
 installed = pytest.mark.skipif(
@@ -85,7 +84,7 @@ def test_a_run_that_goes_on_replaces_what_it_had_written_beyond(tmp_path: Path) 
 @installed
 def test_nothing_is_lost_when_a_training_ends_without_its_last_event(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from labkit.training.events import Step\n"
+        "import sys, time; from labkit.training import Step\n"
         "from tensorboard.summary.writer.record_writer import RecordWriter\n"
         "write = RecordWriter.write\n"
         "RecordWriter.write = lambda self, data: (time.sleep(0.02), write(self, data))  # a busy disk\n"

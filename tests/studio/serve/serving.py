@@ -66,12 +66,13 @@ class Running:
     def __init__(self, app: FastAPI, port: int) -> None:
         self.app, self.service, self.port = app, app.state.service, port
         self.url = f"http://127.0.0.1:{port}"
+        unpooled = httpx.Limits(max_keepalive_connections=0)  # the server may just be closing an idle one
         self._client = openai.OpenAI(
             base_url=f"{self.url}/v1",
             api_key=TOKEN,
             max_retries=0,
             timeout=120,
-            http_client=httpx.Client(verify=False),
+            http_client=httpx.Client(verify=False, limits=unpooled),
         )
 
     def openai(self, **settings: Any) -> openai.OpenAI:

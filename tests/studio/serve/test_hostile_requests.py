@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ LIMIT = 20_000
 @pytest.fixture(scope="module")
 def small() -> Iterator[Running]:
     """A server of low limits, which are reached sooner."""
-    limits = {"body_bytes": LIMIT, "body_seconds": 1.0, "idle_seconds": 1.5, "stall_seconds": 1.0}
+    limits = {"body_bytes": LIMIT, "idle_seconds": 1, "stall_seconds": 1.0}
     with running(tiny_app(**limits, connections=20), send_buffer=4096) as server:
         yield server
 
@@ -142,34 +141,11 @@ def test_a_huge_body_is_refused_and_not_kept(small: Running, chunked: bool) -> N
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
-def test_a_body_that_comes_slowly_is_waited_for_a_while(small: Running) -> None:
+def test_a_connection_that_brings_no_further_request_is_closed(small: Running) -> None:
     with small.connect() as connection:
-        head = ["POST /v1/completions HTTP/1.1", "Host: localhost", AUTHORIZED, JSON, "Content-Length: 500"]
-        connection.sendall("\r\n".join([*head, "", "{"]).encode())
-        status, text = said(connection)
-        assert (status, '"timeout"' in text) == (408, True)
-        while connection.recv(100):  # and then the connection is closed, though the body never ends
-            pass
-
-
-def test_a_head_that_comes_slowly_is_waited_for_a_while(small: Running) -> None:
-    with small.connect() as silent, small.connect() as slow:
-        ended = threading.Event()
-
-        def drip() -> None:
-            slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
-            while not ended.wait(0.1):
-                try:
-                    slow.sendall(b"x")
-                except OSError:
-                    return
-
-        dripping = threading.Thread(target=drip)
-        dripping.start()
-        assert silent.recv(100) == b""
-        assert said(slow)[0] == 0
-        ended.set()
-        dripping.join()
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert said(connection)[0] == 200
+        assert connection.recv(100) == b""
 
 
 # Tokens and addresses
@@ -282,11 +258,10 @@ def test_more_connections_than_allowed_are_turned_away(small: Running) -> None:
     idle = [small.connect() for _ in range(25)]
     try:
         assert raw(small, "GET /health HTTP/1.1", "Host: localhost")[0] == 503
-        for connection in idle:
-            assert connection.recv(10) == b""  # nothing came, so they are closed
     finally:
         for connection in idle:
             connection.close()
+    wait_for(lambda: raw(small, "GET /health HTTP/1.1", "Host: localhost")[0] == 200)
 
 
 # Clients that go away, and clients that do not read
@@ -318,7 +293,7 @@ def test_a_client_that_never_reads_holds_up_nobody_and_is_cut_off(small: Running
         wait_for(lambda: small.service.scheduler.open == 1)
         other = small.openai().completions.create(model="tiny", prompt="abc", max_tokens=20, seed=1)
         assert other.choices[0].text
-        wait_for(lambda: small.service.scheduler.open == 0)  # by the clock of those who do not read
+        wait_for(lambda: small.service.scheduler.open == 0)  # after stall_seconds
         data = b""
         while new := connection.recv(65536):
             data += new

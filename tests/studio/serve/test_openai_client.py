@@ -24,6 +24,7 @@ from labkit import GPT, SampleConfig
 from labkit.generation import complete
 from labkit.text import encode_chat
 from labstudio.serve import ServeConfig, create_app
+from labstudio.serve.completions import finite
 
 PROMPT = "abc. "
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "the é"}]
@@ -251,6 +252,17 @@ def test_conversations_that_cannot_be_answered_name_the_parameter(
     assert refused.value.param == param
 
 
+def test_half_a_utf_16_pair_in_a_conversation_is_refused(chat: Running) -> None:
+    with chat.http(headers={"Authorization": "Bearer another-token-of-the-tests"}) as client:
+        messages = b'[{"role": "user", "content": "a\\ud800"}]'
+        answer = client.post(
+            "/v1/chat/completions",
+            content=b'{"model": "talker", "messages": ' + messages + b"}",
+            headers={"Content-Type": "application/json"},
+        )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.content")
+
+
 def test_a_model_that_was_not_made_for_conversations_says_so(tiny: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="no chat template") as refused:
         tiny.openai().chat.completions.create(model="tiny", messages=HELLO)
@@ -391,7 +403,5 @@ def test_a_bug_in_one_request_leaves_the_others_alone(
 
 
 def test_the_log_probability_of_the_impossible_is_a_number() -> None:
-    from labstudio.serve.chances import log_probability
-
-    assert log_probability(-math.inf) == -9999.0
-    assert log_probability(-0.5) == -0.5
+    assert finite(-math.inf) == -9999.0
+    assert finite(-0.5) == -0.5

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from labkit.generation import Token
-from labstudio.serve.errors import ApiError
 from labstudio.serve.scheduler import Job, Scheduler
+from labstudio.serve.schemas import ApiError
 
 
 class Script:
@@ -96,7 +96,7 @@ def test_all_places_taken_is_an_error_and_a_place_left_can_be_had() -> None:
         jobs = [scheduler.submit(script.request(name, 3), 60) for name in "ab"]
         with pytest.raises(ApiError) as full:
             scheduler.submit(script.request("c", 3), 60)
-        assert full.value.status == 429
+        assert full.value.status_code == 429
         jobs[1].close()
         jobs[1].close()  # a second time changes nothing
         assert scheduler.open == 1
@@ -131,7 +131,7 @@ def test_a_failure_is_an_error_for_its_own_request_alone(caplog: pytest.LogCaptu
         script.begin.set()
         with pytest.raises(ApiError) as failed:
             await read(bad)
-        assert failed.value.status == 503
+        assert failed.value.status_code == 503
         assert await read(good) == "g" * 9
         assert await read(scheduler.submit(script.request("n", 2), 60)) == "nn"
 

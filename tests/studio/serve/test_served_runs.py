@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from serving import TOKEN, Running, wait_for
+from sse_starlette import EventSourceResponse
 
 from labkit.training import Run
 from labstudio.serve import runs as served
@@ -191,7 +192,9 @@ def test_who_lost_the_connection_goes_on_after_the_last_event(client: httpx.Clie
     again.close()
 
 
-@pytest.mark.parametrize("last", ["0", "-", "x-y", "1-99999999", "9" * 500, "1-2-3", "²-3", ""])
+@pytest.mark.parametrize(
+    "last", ["0", "-", "x-y", "1-99999999", "9999-00000000", "9" * 500, "1-2-3", "²-3", ""]
+)
 def test_a_last_event_of_elsewhere_means_from_the_start(client: httpx.Client, last: str) -> None:
     made("live", 3)
     follower = Follower(client, "live", last)
@@ -200,6 +203,47 @@ def test_a_last_event_of_elsewhere_means_from_the_start(client: httpx.Client, la
         first = follower.event()
     assert json.loads(first["data"])["step"] == 1  # type: ignore[index]
     follower.close()
+
+
+def test_who_comes_again_after_the_end_is_told_of_it_again(client: httpx.Client) -> None:
+    finish(made("done", 5))
+    follower = Follower(client, "done")
+    events = [follower.event() for _ in range(6)]
+    assert follower.event() == {"event": "end", "data": '{"state":"finished"}'}
+    again = Follower(client, "done", events[-1]["id"])  # type: ignore[index]
+    assert again.event() == {"event": "end", "data": '{"state":"finished"}'}
+    assert again.event() is None
+
+
+def test_rows_that_cannot_be_read_are_an_error_of_the_stream(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied", "/home/of/somebody")
+
+    made("live", 1)
+    monkeypatch.setattr(served.Tail, "new_rows", denied)
+    follower = Follower(client, "live")
+    event = follower.event()
+    assert event is not None
+    assert (event["event"], "Permission denied" in event["data"]) == ("error", True)
+    assert "somebody" not in event["data"]
+    assert follower.event() is None
+
+
+def test_numbers_that_json_cannot_hold_are_null_everywhere(client: httpx.Client) -> None:
+    run = made("wild", 1)
+    run.append(
+        "metrics", {"event": "evaluation", "step": 5, "val_loss": 800.0, "perplexity": math.inf, "seconds": 9}
+    )
+    run.append("samples", {"step": 5, "prompt": math.nan, "text": "NaN"})
+    config = run.path / "config.json"
+    config.write_text(config.read_text().replace("77", '77, "lr": NaN'))
+    [listed] = client.get("/runs").json()["data"]
+    assert (listed["val_loss"], listed["perplexity"]) == (800.0, None)
+    assert client.get("/runs/wild").json()["config"]["lr"] is None
+    assert client.get("/runs/wild/samples").json()["data"] == [{"step": 5, "prompt": None, "text": "NaN"}]
+    assert '"perplexity":null' in client.get("/runs/wild/metrics").text
 
 
 def test_a_run_that_takes_steps_again_says_so(client: httpx.Client) -> None:
@@ -216,10 +260,11 @@ def test_a_run_that_takes_steps_again_says_so(client: httpx.Client) -> None:
 def test_while_nothing_happens_the_connection_shows_life(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(EventSourceResponse, "DEFAULT_PING_INTERVAL", 0.05)
     made("live", 1)
     follower = Follower(client, "live")
-    assert [follower.event(comments=True) for _ in range(4)][-2:] == [{"": "nothing new"}] * 2
+    assert follower.steps(1) == [1]
+    assert all(follower.event(comments=True)[""].startswith("ping") for _ in range(3))  # type: ignore[index]
     follower.close()
 
 

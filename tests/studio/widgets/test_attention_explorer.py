@@ -18,8 +18,8 @@ from labkit.analysis import attention_maps, attention_steps, head_scores, querie
 from labkit.text import CharTokenizer, GPT2Tokenizer
 from labstudio import AttentionExplorer
 from labstudio.widgets import attention_figure
-from labstudio.widgets.attention_pictures import LONGEST, STEPS
-from labstudio.widgets.widget_files import css, javascript
+from labstudio.widgets.attention import LONGEST, STEPS
+from labstudio.widgets.base import css, javascript
 
 TOKENIZER = CharTokenizer.from_text("to be, or not <b>&\n\u202e\u200b𝕏א")
 LAYERS, HEADS, TEXT = 2, 6, "to be, or"
@@ -258,7 +258,7 @@ def test_a_model_that_runs_in_another_thread_can_be_read() -> None:
 
 def test_moves_of_head_view_and_step_do_not_run_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     some = explorer()
-    monkeypatch.setattr("labstudio.widgets.attention_view.read_text", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("labstudio.widgets.attention.read_text", lambda *_: pytest.fail("read again"))
     some.head, some.view, some.step, some.causal = 3, "arcs", "raw", False
     assert some.error == ""
 

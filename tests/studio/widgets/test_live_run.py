@@ -24,14 +24,13 @@ from labkit.training import (
     Run,
     Trainer,
     TrainingDivergedError,
-    environment,
     fit,
     list_runs,
     load_checkpoint,
 )
 from labstudio import LiveRun
-from labstudio.runs.run_lookup import FRONT_ENDS, is_live
 from labstudio.widgets import live_run
+from labstudio.widgets.live_run import FRONT_ENDS, is_live
 
 TEXT = "to be or not to be, that is the question; " * 12
 TOKENIZER = CharTokenizer.from_text(TEXT)
@@ -64,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run = Run.create("whole", tmp_path_factory.mktemp("runs"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
-        patch.setattr(environment, "_git_state", lambda: "commit")
+        patch.setattr("labkit.training.run._git_state", lambda: "commit")
         fit(tiny(), run=run, progress=False)
     return outcome(run)
 
@@ -74,7 +73,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of its own, no waiting for the disk; and nothing trains on afterwards."""
     monkeypatch.setenv("LABKIT_OUT", str(tmp_path))
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr(environment, "_git_state", lambda: "commit")
+    monkeypatch.setattr("labkit.training.run._git_state", lambda: "commit")
     yield
     for each in list(live_run._training):
         each.stop()
@@ -527,22 +526,19 @@ def test_a_trainer_that_has_taken_steps_does_not_start_anew() -> None:
 # Names, and who looks on
 
 
-@pytest.mark.parametrize(
-    "name", ["a b&\u202e\u200b𝔘", "[x]", "live-7", "<i>".replace("<", "").replace(">", "")]
-)
+@pytest.mark.parametrize("name", ["a b&𝔘", "[x]", "live-7", "<i>".replace("<", "").replace(">", "")])
 def test_odd_names_are_found_again_and_shown_as_text(name: str) -> None:
     run = interrupted(1, name=name)
     some = live(tiny(ids=IDS.flip(0)), name=name)
     assert (some.state, some.run) == ("offered", run)
-    shown = name.replace("\u202e", "U+202E").replace("\u200b", "U+200B")
-    assert some.name == shown
+    assert some.name == name
     some.resume()
     with pytest.raises(ValueError, match="other training or held-out text"):
         some.wait(60)
-    assert f"Run {shown} was trained with other" in some.error
+    assert f"Run {name} was trained with other" in some.error
 
 
-@pytest.mark.parametrize("name", ["", "..", "a/b", "<b>"])
+@pytest.mark.parametrize("name", ["", "..", "a/b", "<b>", "a\u202eb"])
 def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="must be a plain folder name"):
         live(name=name)

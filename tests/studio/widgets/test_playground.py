@@ -19,9 +19,9 @@ from labkit.generation import Token, complete, next_token_probabilities
 from labkit.text import CharTokenizer, GPT2Tokenizer
 from labkit.training import Run, RunRecorder
 from labstudio import SamplingPlayground
-from labstudio.figures.sampling_stages import next_token_logits
+from labstudio.figures.sampling import next_token_logits
 from labstudio.visible import token_label
-from labstudio.widgets.playground_writer import Writing
+from labstudio.widgets.text_writing import Writing
 
 
 class Endless(CharTokenizer):
@@ -84,7 +84,7 @@ class Slow(GPT):
 def slow() -> Slow:
     model = Slow(gpt().config)
     model.load_state_dict(gpt().state_dict())
-    nn.utils.parametrizations.weight_norm(model.head)  # no plain parameter: decoding calls the model itself
+    nn.utils.parametrizations.weight_norm(model.head)
     return model
 
 
@@ -349,7 +349,7 @@ def test_what_goes_wrong_while_writing_is_said(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("labkit.generation.decoding.next_tokens", failing)
+        patch.setattr("labkit.generation.decode.next_tokens", failing)
         some.temperature = 1.1
         some.wait(30)
     assert some.error == "Writing failed: out of memory"

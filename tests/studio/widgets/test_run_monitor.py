@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.training import Run
-from labstudio.runs.run_history import POINTS, SAMPLES, Tail, running_mean, thinned, tokens_per_second
+from labstudio.runs.history import POINTS, SAMPLES, running_mean, thinned, tokens_per_second
 from labstudio.widgets import RunMonitor
 
 
@@ -91,35 +91,6 @@ def test_a_pause_does_not_count_for_the_speed() -> None:
 
 
 # A file that grows
-
-
-def test_rows_are_read_once_and_a_torn_one_waits_for_its_end(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path / "some.jsonl"), tmp_path / "some.jsonl"
-    assert tail.new_rows() == ([], False)
-    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert tail.new_rows() == ([{"a": 1}, {"a": 2}], False)
-    assert tail.new_rows() == ([], False)
-    with path.open("a") as handle:
-        handle.write(': 3}\nno json\n[4]\n{"a": 5}\n')
-    assert tail.new_rows() == ([{"a": 3}, {"a": 5}], False)
-
-
-@pytest.mark.parametrize("rows", ["", '{"a": 1}\n', '{"a": 1}\n{"a": 9}\n', '{"a": 1}\n{"a": 8}\n{"a": 7}\n'])
-def test_a_file_whose_beginning_has_changed_is_read_anew(tmp_path: Path, rows: str) -> None:
-    tail, path = Tail(tmp_path / "some.jsonl"), tmp_path / "some.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2}\n')
-    tail.new_rows()
-    path.write_text(rows)
-    assert tail.new_rows() == ([json.loads(line) for line in rows.splitlines()], True)
-
-
-def test_a_file_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path / "some.jsonl"), tmp_path / "some.jsonl"
-    path.write_text('{"a": 1}\n')
-    tail.new_rows()
-    path.unlink()
-    assert tail.new_rows() == ([], True)
-    assert tail.new_rows() == ([], False)
 
 
 # What is shown

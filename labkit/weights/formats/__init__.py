@@ -1,0 +1,1 @@
+"""Formats of weights files that no library reads as we need it."""

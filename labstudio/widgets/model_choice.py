@@ -1,0 +1,63 @@
+"""Which models a widget offers: the notebook's own, the shipped one, the reader's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from labkit.model import GPT
+from labkit.text import Tokenizer
+from labkit.training import Run, list_runs
+from labkit.weights import load_pretrained
+
+Loaded = tuple[GPT, Tokenizer]
+Source = Loaded | Callable[[], Loaded]
+
+GIVEN = "this notebook's model"
+SHIPPED = "shipped model"
+NEWEST_RUNS = 20
+
+
+class ModelChoice:
+    """Names of models, each loaded when it is chosen; the last one that was loaded is kept.
+
+    given: a model of the notebook, which comes first.  models: more, by name, each a (model, tokenizer) or
+    a function that loads them.
+    """
+
+    def __init__(self, given: Loaded | None, models: Mapping[str, Source] | None) -> None:
+        self._fixed: dict[str, Source] = {} if given is None else {GIVEN: given}
+        self._fixed |= models or {}
+        self._fixed.setdefault(SHIPPED, load_pretrained)
+        self._sources: dict[str, Source] = {}
+        self._last: tuple[str, Loaded] | None = None
+        self.look_again()
+
+    @property
+    def names(self) -> list[str]:
+        """What can be chosen."""
+        return list(self._sources)
+
+    def look_again(self) -> None:
+        """Find the current runs, newest first; a run that was loaded is loaded again when next chosen."""
+        runs = [run for run in reversed(list_runs()) if run.pointer("latest")][:NEWEST_RUNS]
+        self._sources = self._fixed | {_run_name(run): run.load for run in runs}
+        if self._last and self._last[0] not in self._fixed:
+            self._last = None
+
+    def load(self, name: str) -> Loaded:
+        """The model of this name and its tokenizer.  Raises ValueError, whatever was wrong with it."""
+        source = self._sources.get(name)
+        if source is None:
+            raise ValueError(f"model_name={name!r} is not known. Choose from {', '.join(self.names)}.")
+        if isinstance(source, tuple):
+            return source
+        if self._last is None or self._last[0] != name:
+            try:
+                self._last = name, source()
+            except Exception as error:  # the loader is the caller's
+                raise ValueError(f"The model {name!r} cannot be loaded: {error}") from error
+        return self._last[1]
+
+
+def _run_name(run: Run) -> str:
+    return f"run {run.id}"
