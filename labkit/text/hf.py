@@ -403,8 +403,8 @@ def _content_of(tokenizer: Tokenizer) -> Json:
     """What the library needs to do the same as one of labkit's own tokenizers."""
     if isinstance(tokenizer, GPT2Tokenizer):
         folder, names = asset_path("gpt2-tokenizer"), ASSETS["gpt2-tokenizer"].rename
-        files = (folder / names[name] for name in ("encoder.json", "vocab.bpe"))
-        return _checked(_from_gpt2_files(*files, {}), END_OF_TEXT, None)
+        content = _from_gpt2_files(folder / names["encoder.json"], folder / names["vocab.bpe"], {})
+        return _checked(content, END_OF_TEXT, None)
     end = dict(tokenizer.special_tokens)
     if isinstance(tokenizer, BPETokenizer):
         lines = tokenizer._definition()["merges"]
