@@ -104,19 +104,20 @@ class HFTokenizer(Tokenizer):
         if not self._pieces:
             raise ValueError("the vocabulary is empty.")
         self.vocab_size = max(vocab_size, 1 + max(self._pieces))
-        self._special: dict[str, int] = {}
+        ids = {piece: token_id for token_id, piece in self._pieces.items()}
         for token in self.content["added_tokens"]:
-            if (own := self._plain.token_to_id(token["content"])) != token["id"]:
+            if (own := ids.get(token["content"])) != token["id"]:
                 raise ValueError(
                     f"{token['content']!r} has id {token['id']}, but the library gives it {own}."
                 )
-            if token["special"]:
-                self._special[token["content"]] = own
+        special = [token["content"] for token in self.content["added_tokens"] if token["special"]]
+        self._special = {token: ids[token] for token in special}
         self.eos_id = None if eos is None else self._special[eos]
 
         self._byte_of = {letter: byte for byte, letter in _printable_bytes().items()}
         words = (piece for piece in self._pieces.values() if piece.isascii() and piece.isalpha())
         self._word = min((word for word in words if word not in self._special), key=len, default="")
+        self._before = [ids[self._word]] if self._word else []
         self._bytes: dict[int, bytes] = {}
 
     @property
@@ -165,8 +166,8 @@ class HFTokenizer(Tokenizer):
         if "ByteFallback" in _types(self.content, "decoder") and re.fullmatch("<0x[0-9A-F]{2}>", piece):
             return bytes.fromhex(piece[3:5])
         # Behind a word, since the first token of a text may lose its space.
-        before = [] if not self._word else [self._plain.token_to_id(self._word)]
-        return self._plain.decode([*before, token_id], skip_special_tokens=False)[len(self._word) :].encode()
+        text = self._plain.decode([*self._before, token_id], skip_special_tokens=False)
+        return text[len(self._word) :].encode()
 
     @cached_property
     def _prefix(self) -> str:
@@ -344,12 +345,12 @@ def _checked(content: Json, eos: str | None, bos: str | None) -> Json:
                 raise ValueError(f"{role}={token!r} is none of the tokens; added are {list(added)[:8]}.")
             added[token] = (added.get(token) or _added(token, vocabulary[token])) | {"special": True}
     pre = content.get("pre_tokenizer")
+    if _types(content, "pre_tokenizer") == ["ByteLevel"]:
+        pre = {"use_regex": True, **content["pre_tokenizer"]}
     return content | {
         "model": model | {"type": kind},
         "added_tokens": sorted(added.values(), key=lambda token: token["id"]),
-        "pre_tokenizer": {"use_regex": True} | pre
-        if _types(content, "pre_tokenizer") == ["ByteLevel"]
-        else pre,
+        "pre_tokenizer": pre,
         "decoder": content.get("decoder") or BYTE_LEVEL,
         "truncation": None,
         "padding": None,
@@ -402,8 +403,8 @@ def _content_of(tokenizer: Tokenizer) -> Json:
     """What the library needs to do the same as one of labkit's own tokenizers."""
     if isinstance(tokenizer, GPT2Tokenizer):
         folder, names = asset_path("gpt2-tokenizer"), ASSETS["gpt2-tokenizer"].rename
-        vocabulary, merges = (folder / names[name] for name in ("encoder.json", "vocab.bpe"))
-        return _checked(_from_gpt2_files(vocabulary, merges, {}), END_OF_TEXT, None)
+        content = _from_gpt2_files(folder / names["encoder.json"], folder / names["vocab.bpe"], {})
+        return _checked(content, END_OF_TEXT, None)
     end = dict(tokenizer.special_tokens)
     if isinstance(tokenizer, BPETokenizer):
         lines = tokenizer._definition()["merges"]

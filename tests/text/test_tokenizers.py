@@ -1,5 +1,6 @@
 """What every tokenizer promises, and that GPT-2's ids are GPT-2's."""
 
+import ast
 import os
 from pathlib import Path
 
@@ -213,3 +214,23 @@ def test_a_saved_tokenizer_can_be_read_by_others(tmp_path: Path) -> None:
         os.umask(before)
     assert (tmp_path / "tokenizer.json").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_the_modules_of_text_import_one_way() -> None:
+    """Wherever in a module the import stands: tokenizers, then bpe, then hf."""
+    folder = Path(__file__).parents[2] / "labkit" / "text"
+    edges: dict[str, set[str]] = {}
+    for path in folder.glob("[a-z]*.py"):
+        found = [node.module or "" for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                 if isinstance(node, ast.ImportFrom)]  # fmt: skip
+        edges[path.stem] = {name.split(".")[2] for name in found if name.startswith("labkit.text.")}
+    assert "tokenizers" in edges["bpe"]
+    assert {"bpe", "tokenizers"} <= edges["hf"]
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"circle: {' -> '.join((*trail, module))}"
+        for after in edges.get(module, set()):
+            visit(after, (*trail, module))
+
+    for module in edges:
+        visit(module, ())
