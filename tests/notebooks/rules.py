@@ -212,9 +212,12 @@ def tolerances(notebook: NotebookNode, path: Path) -> Iterator[str]:
 
 
 def processors(notebook: NotebookNode, path: Path) -> Iterator[str]:
-    """What a training leaves to the machine makes other numbers on the next one."""
+    """What a training leaves to the machine makes other numbers on the next one.
+
+    A fixed number of threads needs a comment on its line that says why.
+    """
     for cell in _code(notebook):
-        for setting in re.findall(r"set_num_threads\(\d+\)|\bthreads=\d+|--threads \d+", cell.source):
+        for setting in re.findall(r"(?:set_num_threads\(|\bthreads=|--threads )\d+(?!.*#)", cell.source):
             yield f"{_name(cell)}: {setting} does not follow OMP_NUM_THREADS: use torch.get_num_threads()"
         for node in _syntax(cell):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("TrainConfig", "TrainConfig.preset"):

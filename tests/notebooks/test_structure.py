@@ -69,6 +69,7 @@ def good_notebook() -> NotebookNode:
         new_code_cell("print(profile)", outputs=[stream("profile: lesson\n")]),
         *[new_markdown_cell(f"## {section}\n\ntext, see [above](#Intuition)") for section in SECTIONS],
         new_code_cell(
+            "config = TrainConfig(precision='fp32', threads=1)  # as in a sweep\n"
             "axes.plot(x, color=COLOURS[1], cmap='cividis')\naxes.axhline(2, color='0.6')\nshow(figure)",
             outputs=[png(**{"image/png": {"alt": alt}}), stream(f"Figure: {alt}\n")],
         ),
