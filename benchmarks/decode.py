@@ -25,7 +25,7 @@ from their_gpt2 import build_gpt2
 from torch import Tensor, nn
 
 from labkit import GPT, GPTConfig, SampleConfig
-from labkit.generation import generate_batch, next_tokens
+from labkit.generation import generate, next_tokens
 
 SIZES = {
     "char-mini": GPTConfig.preset("char-mini", vocab_size=78),
@@ -91,7 +91,7 @@ def measure(
         torch.testing.assert_close(model(ids), theirs(ids).logits, atol=2e-4, rtol=1e-3)
     settings = SampleConfig(max_new_tokens=new_tokens, top_k=TOP_K)
     contestants: dict[str, Callable[[], Any]] = {
-        "labkit": lambda: generate_batch(model, list(ids), settings),
+        "labkit": lambda: generate(model, ids, settings),
         "transformers": lambda: their_generate(theirs, ids, new_tokens),
     }
     if device.type == "cuda":
