@@ -128,7 +128,7 @@ def _scaled(logits: Tensor, config: SampleConfig, seen: Tensor | None) -> Tensor
 
 
 def _check_finite(largest: Tensor, config: SampleConfig) -> None:
-    if not bool(largest.isfinite().all()):
+    if not math.isfinite(float(largest.abs().max())):
         raise ValueError(
             "The logits are not finite (the largest is NaN, inf or -inf), so there is nothing to draw from. "
             "Did the model's training diverge, does a filter of your own remove every token, or is the "

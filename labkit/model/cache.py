@@ -75,7 +75,7 @@ class KVCache:
         self.mask: Tensor | None = None
         """What the tokens being read attend to; None for all slots, or where causal for those up to each."""
         self.causal = False
-        """Whether the cache was empty before the tokens being read, so that plain causal attention will do."""
+        """Whether the tokens being read are the first, so that plain causal attention will do."""
         if fixed:
             self.positions = torch.zeros(batch, dtype=torch.long, device=device)
             self.hidden = torch.zeros(batch, self.capacity, dtype=torch.bool, device=device)

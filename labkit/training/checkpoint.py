@@ -106,44 +106,33 @@ def load_checkpoint(folder: Path) -> tuple[GPT, int]:
         model = GPT(config) if sharded else empty_model(config)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: its model cannot be built here: {error}") from error
-    if sharded:
-        load_weights(folder, model)
-    else:
-        _map_weights(Path(folder), model)
+    load_weights(folder, model, mapped=not sharded)
     return model.eval(), step
 
 
-def _map_weights(folder: Path, model: GPT) -> None:
-    """Make a checkpoint's tensors the parameters of an empty model."""
-    try:
-        weights, expected = load_file(folder / "model.safetensors"), named_weights(model)
-        _refuse_other_names(folder, sorted(expected.keys() - weights), sorted(weights.keys() - expected))
-        for name, tensor in weights.items():
-            assign(model, name, tensor)
-    except CheckpointError:
-        raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: its weights do not fit this model: {error}") from error
+def load_weights(folder: Path, model: GPT, *, mapped: bool = False) -> None:
+    """Copy a checkpoint's weights into a model.  Raises CheckpointError where a name or shape differs.
 
-
-def load_weights(folder: Path, model: GPT) -> None:
-    """Copy a checkpoint's weights into a model.  Raises CheckpointError where a name or shape differs."""
+    mapped: make them the parameters of an empty model instead, without reading the file yet.
+    """
     folder = Path(folder)
+    expected = named_weights(model)
     try:
         if any(folder.glob(SHARDS)) or any(hasattr(each, "full_tensor") for each in model.parameters()):
-            weights = named_weights(model)
-            read_shards(folder, weights)
-            missing, unexpected = [], sorted(stored_weights(folder) - weights.keys())
+            read_shards(folder, expected)
+            found = stored_weights(folder)
         else:
-            missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    except (OSError, RuntimeError, SafetensorError) as error:
+            weights = load_file(folder / "model.safetensors")
+            found = set(weights)
+            if mapped and found == expected.keys():
+                for name, tensor in weights.items():
+                    assign(model, name, tensor)
+            elif found == expected.keys():
+                model.load_state_dict(weights, strict=False)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: its weights do not fit this model: {error}") from error
-    missing = [name for name in missing if not (model.config.tie_weights and name == "head.weight")]
-    _refuse_other_names(folder, missing, unexpected)
-
-
-def _refuse_other_names(folder: Path, missing: list[str], unexpected: list[str]) -> None:
-    if missing or unexpected:
+    if found != expected.keys():
+        missing, unexpected = sorted(expected.keys() - found), sorted(found - expected.keys())
         raise CheckpointError(f"{folder}: weights missing {missing}, unexpected {unexpected}.")
 
 

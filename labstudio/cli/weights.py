@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from labkit.io import check_name
 from labstudio.cli.options import Switch
 
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
@@ -27,6 +28,8 @@ def import_model(source: Positional[Source], name: Name = None, table: Switch = 
     from labkit.training.setup import import_run
     from labkit.weights import load_model
 
+    if name is not None:
+        check_name(name, "import: name")  # before gigabytes are read
     model, tokenizer, report = load_model(source)
     if tokenizer is None:
         raise ValueError(
