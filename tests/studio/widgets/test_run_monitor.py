@@ -178,7 +178,9 @@ def test_samples_are_shown_with_those_before_them_and_thinned(tmp_path: Path) ->
 
 def test_signs_that_hide_or_turn_the_line_are_shown_as_code_points(tmp_path: Path) -> None:
     odd = "<script>window.hacked=1</script>\u202e\u200b\u05d0𝔘 \n\t\0"
-    run = make_run(tmp_path, "<b>\u202eodd\u200b𝔘&".replace("<", "").replace(">", ""))
+    run = Run(tmp_path / "b\u202eodd\u200b𝔘&")  # copied from elsewhere; Run.create refuses such a name
+    run.path.mkdir()
+    run.write_config({"total_steps": 1000})
     write(run, [{"step": 1, "prompt": odd, "text": odd}], "samples")
     monitor = shown(run)
     assert monitor.name == "bU+202EoddU+200B𝔘&"
