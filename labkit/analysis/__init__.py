@@ -1,13 +1,5 @@
 """Measuring models and the text they write, and counting what training costs."""
 
-from labkit.analysis.attention import (
-    AttentionSteps,
-    attention_maps,
-    attention_steps,
-    head_scores,
-    queries_and_keys,
-    repeated_ids,
-)
 from labkit.analysis.compare import Comparison, compare_models
 from labkit.analysis.costs import (
     DEVICES,
@@ -21,18 +13,30 @@ from labkit.analysis.costs import (
     training_flops,
     training_memory,
 )
-from labkit.analysis.documents import DocumentScore, evaluate_documents, sliding_losses, total_score
-from labkit.analysis.embeddings import EmbeddingMap, embedding_map, nearest_tokens
 from labkit.analysis.evaluate import (
+    DocumentScore,
     bits_per_byte,
     distinct_n,
     entropy,
+    evaluate_documents,
     evaluate_loss,
     perplexity,
+    sliding_losses,
     token_losses,
+    total_score,
 )
-from labkit.analysis.layers import LayerWatch, watch_layers
-from labkit.analysis.lens import logit_lens
+from labkit.analysis.inspect import (
+    AttentionSteps,
+    EmbeddingMap,
+    attention_maps,
+    attention_steps,
+    embedding_map,
+    head_scores,
+    logit_lens,
+    nearest_tokens,
+    queries_and_keys,
+    repeated_ids,
+)
 from labkit.analysis.scaling import (
     PUBLISHED,
     ScalingLaw,
@@ -40,6 +44,7 @@ from labkit.analysis.scaling import (
     fit_scaling_law,
     intervals,
 )
+from labkit.analysis.watch import LayerWatch, watch_layers
 
 __all__ = [
     "DEVICES",
