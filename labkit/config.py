@@ -70,20 +70,14 @@ class GPTConfig:
             if not 0 <= getattr(self, name) < 1:
                 fail(self, f"{name}={getattr(self, name)} must be in [0, 1).")
         if self.d_model % self.n_heads:
-            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
-            fail(
-                self,
-                f"n_heads={self.n_heads} does not divide d_model={self.d_model}. "
-                f"Choose n_heads from {', '.join(map(str, divisors))}.",
-            )
+            divisors = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
+            rule = f"n_heads={self.n_heads} does not divide d_model={self.d_model}."
+            fail(self, f"{rule} Choose n_heads from {divisors}.")
         if self.n_heads % self.kv_heads:
             fail(self, f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}.")
         if self.positions == "rotary" and self.head_dim % 2:
-            fail(
-                self,
-                f"positions='rotary' turns pairs of features, so head_dim={self.head_dim} "
-                "(d_model / n_heads) must be even.",
-            )
+            rule = f"head_dim={self.head_dim} (d_model / n_heads) must be even"
+            fail(self, f"positions='rotary' rotates pairs of features, so {rule}.")
         if self.norm_eps <= 0 or self.rope_base <= 1:
             fail(self, f"norm_eps={self.norm_eps} must be above 0 and rope_base={self.rope_base} above 1.")
 
@@ -193,11 +187,9 @@ class TrainConfig:
             fail(self, f"learning_rate={self.learning_rate} must be above 0 (AdamW: 1e-4 to 5e-3).")
         if self.muon_learning_rate <= 0:
             fail(self, f"muon_learning_rate={self.muon_learning_rate} must be above 0 (usually 0.02).")
-        if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:
-            fail(
-                self,
-                f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}.",
-            )
+        low, peak = self.min_learning_rate, self.learning_rate
+        if low is not None and low > peak:
+            fail(self, f"min_learning_rate={low} is above learning_rate={peak}.")
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             fail(self, f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}.")
         if not 0 < self.decay_fraction <= 1:

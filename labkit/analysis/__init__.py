@@ -1,9 +1,8 @@
 """Measuring models and the text they write, and counting what training costs."""
 
-from labkit.analysis.compare import Comparison, compare_models
+from labkit.analysis.compare import compare_models
 from labkit.analysis.costs import (
     DEVICES,
-    TrainingPlan,
     intensity,
     largest_batch,
     mfu,
@@ -44,18 +43,15 @@ from labkit.analysis.scaling import (
     fit_scaling_law,
     intervals,
 )
-from labkit.analysis.watch import LayerWatch, watch_layers
+from labkit.analysis.watch import watch_layers
 
 __all__ = [
     "DEVICES",
     "PUBLISHED",
     "AttentionSteps",
-    "Comparison",
     "DocumentScore",
     "EmbeddingMap",
-    "LayerWatch",
     "ScalingLaw",
-    "TrainingPlan",
     "attention_maps",
     "attention_steps",
     "bits_per_byte",

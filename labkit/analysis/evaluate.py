@@ -176,17 +176,20 @@ class DocumentScore:
 
 
 class DocumentLosses:
-    """The tokens of a document, the byte at which each ends, and its loss: zeros until `measure`."""
+    """A document as a tokenizer splits it, and what each token costs a model."""
 
     def __init__(self, tokenizer: Tokenizer, document: Document) -> None:
         self.tokenizer, self.title = tokenizer, document.title
-        self.ids, self.skipped = encode_document(tokenizer, document)
+        self.ids, self.skipped = encode_document(tokenizer, document)  # (tokens,)
         unique, which = np.unique(self.ids, return_inverse=True)
         lengths = [len(tokenizer.token_bytes(token)) for token in unique.tolist()]
-        self.ends = np.cumsum(np.array(lengths, dtype=np.int64)[which])  # (tokens,)
-        self.nats = np.zeros(len(self.ids))  # the first is not predicted and stays 0
+        self.ends = np.cumsum(np.array(lengths, dtype=np.int64)[which])
+        """The byte at which each token ends, (tokens,)."""
+        self.nats = np.zeros(len(self.ids))
+        """The loss of each token once measured, (tokens,); the first is not predicted and costs 0."""
 
     def measure(self, model: GPT, stride: int | None, progress: Progress | None) -> None:
+        """Fill in `nats`; arguments, and what is raised, as for `sliding_losses`."""
         losses = sliding_losses(model, self.ids, stride=stride, progress=progress)
         self.nats[1:] = losses.double().cpu().numpy()
 
@@ -202,7 +205,7 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[np.ndarra
     try:
         ids = tokenizer.encode_batch([document.text])[0]
     except ValueError as error:
-        return np.empty(0, dtype=np.int64), str(error).split(". ")[0]  # the rest is for who builds tokenizers
+        return np.empty(0, dtype=np.int64), str(error).split(". ")[0]  # what follows tells developers what to do
     short = f"too short: {len(ids)} of the two tokens that are needed, since the first is not predicted"
     return ids, short if len(ids) < 2 else ""
 

@@ -45,7 +45,7 @@ def watch_layers(model: GPT, *, every: int = 10, dead_below: float = 1e-3) -> La
 
 
 class LayerWatch:
-    """What `watch_layers` records.  Call it with the events of a training; `close` takes all hooks off."""
+    """What `watch_layers` records.  Call it with the events of a training; `close` removes all hooks."""
 
     def __init__(self, model: GPT, every: int, dead_below: float) -> None:
         self.model, self.every, self.dead_below = model, every, dead_below
@@ -55,7 +55,7 @@ class LayerWatch:
         self._attach()
 
     def __call__(self, event: Any) -> None:
-        """Take an event of a training. One that says that a step has been taken finds its gradients there."""
+        """Take an event of a training; one with a `grad_norm` is a step, whose gradients are still there."""
         if hasattr(event, "grad_norm") and self._hooks:
             self._record(event.step, event.grad_norm)
         self.close()
@@ -63,7 +63,7 @@ class LayerWatch:
             self._attach()
 
     def close(self) -> None:
-        """Take all hooks off the model; what was recorded stays."""
+        """Remove all hooks from the model; what was recorded stays."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -114,7 +114,7 @@ class LayerWatch:
         self._hooks.append(down.register_forward_pre_hook(hook))
 
     def _record(self, step: int, grad_norm: float) -> None:
-        """Rows of a step that has been taken.  grad_norm: of all gradients, before they were clipped."""
+        """Add the rows of a step.  grad_norm: of all gradients, before they were clipped."""
         model = self.model
         layers: dict[str, list[nn.Module]] = {"embedding": [model.token_embedding]}
         layers["embedding"] += [model.positions] if model.positions is not None else []

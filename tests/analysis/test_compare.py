@@ -98,7 +98,7 @@ def test_better_everywhere_is_more_than_chance_and_turned_around_too() -> None:
     assert compare_models(poor, good, LETTERS, TEXTS).verdict == "other"
 
 
-def test_a_model_against_itself_is_equal_and_two_gamblers_differ_by_chance() -> None:
+def test_a_model_against_itself_is_equal_and_different_errors_are_chance() -> None:
     same = compare_models(believer({"a": 2}), believer({"a": 2}), LETTERS, TEXTS)
     assert (same.verdict, same.total.difference, same.standard_error) == ("equal", 0, 0)
     assert same.ahead == same.behind == ()
@@ -118,12 +118,12 @@ def test_little_text_says_nothing() -> None:
 def test_the_interval_holds_the_truth_19_times_in_20() -> None:
     """400 texts drawn from known letters: what the difference is over endless text is known too."""
     draws = np.random.default_rng(3)
-    chances = np.array([0.4, 0.3, 0.2, 0.1])
+    probabilities = np.array([0.4, 0.3, 0.2, 0.1])
     gain = np.log2([2, 1, 0.5, 1.4])  # bits that a letter costs one model more than the other
-    truth = chances @ gain
+    truth = probabilities @ gain
     held = []
     for _ in range(400):
-        letters = draws.choice(4, p=chances, size=(12, 2048))
+        letters = draws.choice(4, p=probabilities, size=(12, 2048))
         stretches = np.stack([gain[letters].sum(1), np.full(12, 2048)], axis=1)
         mean = stretches[:, 0].sum() / stretches[:, 1].sum()
         held.append(abs(mean - truth) < _t_quantile(11) * _standard_error(stretches))
