@@ -205,7 +205,7 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[np.ndarra
     try:
         ids = tokenizer.encode_batch([document.text])[0]
     except ValueError as error:
-        return np.empty(0, dtype=np.int64), str(error).split(". ")[0]  # what follows tells developers what to do
+        return np.empty(0, dtype=np.int64), str(error).split(". ")[0]  # what failed, without the advice
     short = f"too short: {len(ids)} of the two tokens that are needed, since the first is not predicted"
     return ids, short if len(ids) < 2 else ""
 
