@@ -21,7 +21,7 @@ Activation = Literal["gelu", "gelu_tanh", "swiglu"]
 class GPTConfig:
     """The shape of a decoder-only transformer.
 
-    Sizes count units: vocab_size and context_length in tokens, d_model and d_ff in features.
+    vocab_size and context_length count tokens, d_model and d_ff features.
     Defaults are GPT-2's (Radford et al., 2019); the other choices are those of later models.
     Raises ValueError, naming field, value and what is allowed, for shapes that cannot work.
     """
@@ -66,22 +66,18 @@ class GPTConfig:
         at_least(
             self, 1, "vocab_size", "context_length", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff"
         )
-        fraction(self, "dropout", "attention_dropout")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                fail(self, f"{name}={getattr(self, name)} must be in [0, 1).")
         if self.d_model % self.n_heads:
-            divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
-            fail(
-                self,
-                f"n_heads={self.n_heads} does not divide d_model={self.d_model}. "
-                f"Choose n_heads from {', '.join(map(str, divisors))}.",
-            )
+            divisors = ", ".join(str(n) for n in range(1, self.d_model + 1) if self.d_model % n == 0)
+            rule = f"n_heads={self.n_heads} does not divide d_model={self.d_model}."
+            fail(self, f"{rule} Choose n_heads from {divisors}.")
         if self.n_heads % self.kv_heads:
             fail(self, f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}.")
         if self.positions == "rotary" and self.head_dim % 2:
-            fail(
-                self,
-                f"positions='rotary' turns pairs of features, so head_dim={self.head_dim} "
-                "(d_model / n_heads) must be even.",
-            )
+            rule = f"head_dim={self.head_dim} (d_model / n_heads) must be even"
+            fail(self, f"positions='rotary' rotates pairs of features, so {rule}.")
         if self.norm_eps <= 0 or self.rope_base <= 1:
             fail(self, f"norm_eps={self.norm_eps} must be above 0 and rope_base={self.rope_base} above 1.")
 
@@ -176,7 +172,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_betas(self)
+        betas = self.betas if isinstance(self.betas, tuple) else ()
+        if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+            fail(self, f"betas={self.betas} must be two numbers in [0, 1).")
         if self.max_steps is not None and self.epochs is not None:
             fail(self, f"give max_steps={self.max_steps} or epochs={self.epochs}, not both.")
         at_least(self, 1, "max_steps", "batch_size", "batch_tokens", "micro_batch_size")
@@ -189,11 +187,9 @@ class TrainConfig:
             fail(self, f"learning_rate={self.learning_rate} must be above 0 (AdamW: 1e-4 to 5e-3).")
         if self.muon_learning_rate <= 0:
             fail(self, f"muon_learning_rate={self.muon_learning_rate} must be above 0 (usually 0.02).")
-        if self.min_learning_rate is not None and self.min_learning_rate > self.learning_rate:
-            fail(
-                self,
-                f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}.",
-            )
+        low, peak = self.min_learning_rate, self.learning_rate
+        if low is not None and low > peak:
+            fail(self, f"min_learning_rate={low} is above learning_rate={peak}.")
         if self.max_steps is not None and (self.warmup_steps or 0) > self.max_steps:
             fail(self, f"warmup_steps={self.warmup_steps} is more than max_steps={self.max_steps}.")
         if not 0 < self.decay_fraction <= 1:
@@ -386,39 +382,38 @@ def fail(config: object, message: str) -> NoReturn:
     raise ValueError(f"{type(config).__name__}: {message}")
 
 
+_KINDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "text"),
+}
+
+
 def check_types(config: Any) -> None:
     """Reject a field whose value is not of its declared kind (a float where an int is needed, say)."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                fail(config, f"{name}={value!r} is not known. Choose from {', '.join(get_args(hint))}.")
-        elif get_origin(hint) is UnionType:
-            if value is not None:
-                _check_value(config, name, value, get_args(hint)[0])
-        else:
-            _check_value(config, name, value, hint)
-
-
-def _check_value(config: Any, name: str, value: Any, kind: Any) -> None:
-    if kind is bool and not isinstance(value, bool):
-        fail(config, f"{name}={value!r} must be True or False.")
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        fail(config, f"{name}={value!r} must be a whole number.")
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            fail(config, f"{name}={value!r} must be a number.")
-        if not math.isfinite(value):
-            fail(config, f"{name}={value} must be finite.")
-    if kind is str and not isinstance(value, str):
-        fail(config, f"{name}={value!r} must be text.")
-    if kind == tuple[str, ...]:
-        if isinstance(value, list):  # as JSON gives it back
-            object.__setattr__(config, name, tuple(value))
-        elif not isinstance(value, tuple):
-            fail(config, f"{name}={value!r} must be a list of texts.")
-        if wrong := [each for each in value if not isinstance(each, str) or not each]:
-            fail(config, f"{name}: {wrong[0]!r} must be a text that is not empty.")
+        if get_origin(hint) is UnionType:
+            if value is None:
+                continue
+            hint = get_args(hint)[0]
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            fail(config, f"{name}={value!r} is not known. Choose from {', '.join(get_args(hint))}.")
+        if get_origin(hint) is tuple and isinstance(value, list):  # as JSON gives it back
+            value = tuple(value)
+            object.__setattr__(config, name, value)
+        if hint == tuple[str, ...]:
+            if not isinstance(value, tuple):
+                fail(config, f"{name}={value!r} must be a list of texts.")
+            if wrong := [each for each in value if not isinstance(each, str) or not each]:
+                fail(config, f"{name}: {wrong[0]!r} must be a text that is not empty.")
+        if hint in _KINDS:
+            types, words = _KINDS[hint]
+            if not isinstance(value, types) or (isinstance(value, bool) and hint is not bool):
+                fail(config, f"{name}={value!r} must be {words}.")
+            if hint is float and not math.isfinite(value):
+                fail(config, f"{name}={value} must be finite.")
 
 
 def at_least(config: Any, low: float, *names: str) -> None:
@@ -427,23 +422,3 @@ def at_least(config: Any, low: float, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and value < low:
             fail(config, f"{name}={value} must be at least {low}.")
-
-
-def fraction(config: Any, *names: str) -> None:
-    """Reject values outside [0, 1)."""
-    for name in names:
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            fail(config, f"{name}={value} must be in [0, 1).")
-
-
-def check_betas(config: Any) -> None:
-    """Reject `betas` that are not two numbers in [0, 1)."""
-    if isinstance(config.betas, list):  # as JSON gives them back
-        object.__setattr__(config, "betas", tuple(config.betas))
-    if not (
-        isinstance(config.betas, tuple)
-        and len(config.betas) == 2
-        and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in config.betas)
-    ):
-        fail(config, f"betas={config.betas} must be two numbers in [0, 1).")

@@ -45,7 +45,7 @@ BAD_MODELS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"norm": "batchnorm"}, "GPTConfig: norm='batchnorm' is not known. Choose from layernorm, rmsnorm."),
     ({"activation": "relu"}, "activation='relu' is not known. Choose from gelu, gelu_tanh, swiglu."),
-    ({"positions": "rotary"}, "positions='rotary' turns pairs of features, so head_dim=5"),
+    ({"positions": "rotary"}, "positions='rotary' rotates pairs of features, so head_dim=5"),
     ({"norm_eps": 0.0}, "GPTConfig: norm_eps=0.0 must be above 0"),
     ({"rope_base": 1.0}, "rope_base=1.0 above 1."),
     ({"rope_base": math.inf}, "GPTConfig: rope_base=inf must be finite."),

@@ -1,17 +1,8 @@
 """Measuring models and the text they write, and counting what training costs."""
 
-from labkit.analysis.attention import (
-    AttentionSteps,
-    attention_maps,
-    attention_steps,
-    head_scores,
-    queries_and_keys,
-    repeated_ids,
-)
-from labkit.analysis.compare import Comparison, compare_models
+from labkit.analysis.compare import compare_models
 from labkit.analysis.costs import (
     DEVICES,
-    TrainingPlan,
     intensity,
     largest_batch,
     mfu,
@@ -21,18 +12,30 @@ from labkit.analysis.costs import (
     training_flops,
     training_memory,
 )
-from labkit.analysis.documents import DocumentScore, evaluate_documents, sliding_losses, total_score
-from labkit.analysis.embeddings import EmbeddingMap, embedding_map, nearest_tokens
 from labkit.analysis.evaluate import (
+    DocumentScore,
     bits_per_byte,
     distinct_n,
     entropy,
+    evaluate_documents,
     evaluate_loss,
     perplexity,
+    sliding_losses,
     token_losses,
+    total_score,
 )
-from labkit.analysis.layers import LayerWatch, watch_layers
-from labkit.analysis.lens import logit_lens
+from labkit.analysis.inspect import (
+    AttentionSteps,
+    EmbeddingMap,
+    attention_maps,
+    attention_steps,
+    embedding_map,
+    head_scores,
+    logit_lens,
+    nearest_tokens,
+    queries_and_keys,
+    repeated_ids,
+)
 from labkit.analysis.scaling import (
     PUBLISHED,
     ScalingLaw,
@@ -40,17 +43,15 @@ from labkit.analysis.scaling import (
     fit_scaling_law,
     intervals,
 )
+from labkit.analysis.watch import watch_layers
 
 __all__ = [
     "DEVICES",
     "PUBLISHED",
     "AttentionSteps",
-    "Comparison",
     "DocumentScore",
     "EmbeddingMap",
-    "LayerWatch",
     "ScalingLaw",
-    "TrainingPlan",
     "attention_maps",
     "attention_steps",
     "bits_per_byte",

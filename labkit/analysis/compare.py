@@ -9,28 +9,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.analysis.documents import (
-    DocumentScore,
-    Progress,
-    byte_lengths,
-    encode_document,
-    sliding_losses,
-    total_score,
-)
+from labkit.analysis.evaluate import DocumentLosses, DocumentScore, Progress, total_score
 from labkit.model import GPT
 from labkit.text import Document, Tokenizer
 
-STRETCHES, SHORTEST = 30, 2048
-"""Observations that the text is cut into, and the bytes that each has at least. Few long ones: verse and
-prose, one scene and the next differ in how hard they are, so that neighbours are no independent witnesses."""
+STRETCHES, MIN_BYTES = 30, 2048
+"""Into how many stretches the text is split, each an observation, and the fewest bytes of one. Few long ones:
+verse and prose, one scene and the next differ in how hard they are, so neighbours are not independent."""
 
-FEWEST = 5
-"""Fewer stretches than this say nothing about chance."""
-CONTEXT = 24
-"""Tokens before a token that are shown with it."""
+MIN_STRETCHES = 5
+"""With fewer stretches, nothing can be said about chance."""
+TOKENS_SHOWN, TOKENS_BEFORE = 10, 24
+"""Tokens in `ahead` and in `behind`, and how many before each are shown with it."""
 
-_Numbers = NDArray[np.float64]
-_Costs = tuple[NDArray[np.int64], _Numbers]
+_Floats = NDArray[np.float64]
+_Costs = tuple[NDArray[np.int64], _Floats]
 """Where each token ends, in bytes, and how many bits it costs."""
 
 
@@ -73,7 +66,7 @@ class Comparison:
     """Those that could not be compared say why in `score.skipped`."""
     total: DocumentComparison
     stretches: int
-    """Observations that the error is worked out from."""
+    """Observations behind the standard error."""
     standard_error: float
     """Of total.difference, in bits per byte; not a number for fewer than two stretches."""
     ahead: tuple[TokenGap, ...]
@@ -83,14 +76,14 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the difference lies on other text of this kind, with 95 % confidence."""
+        """The 95 % confidence interval of the difference on other text of this kind."""
         margin = _t_quantile(self.stretches - 1) * self.standard_error
         return self.total.difference - margin, self.total.difference + margin
 
     @property
     def verdict(self) -> str:
         """Who predicts better: "first", "other", "equal", "chance" or, of too little text, "unknown"."""
-        if self.stretches < FEWEST:
+        if self.stretches < MIN_STRETCHES:
             return "unknown"
         low, high = self.interval
         if low == high == 0:
@@ -106,113 +99,89 @@ def compare_models(
     *,
     other_tokenizer: Tokenizer | None = None,
     stride: int | None = None,
-    batch_size: int = 16,
-    rows: int = 10,
     progress: Progress | None = None,
 ) -> Comparison:
     """How much better or worse a model predicts documents than another one, and how sure that is.
 
     other_tokenizer: the other model's, where it has one of its own.  If it is not the same, bits per byte
     are compared, from the first byte on at which a token ends for both, and nothing is said of single tokens.
-    stride, batch_size, progress: as for `sliding_losses`.  rows: tokens in `ahead` and in `behind`.
+    stride, progress: as for `sliding_losses`.
 
-    The standard error is paired and clustered: the text is cut into about 30 stretches, short documents being
-    one each, and what varies is the difference within a stretch. It says what other text of this kind would
-    give, not what another seed of the training would.
+    The standard error is paired and clustered: the text is split into about 30 stretches, short documents
+    being one each, and what varies is the difference within a stretch. It says what other text of this kind
+    would give, not what another seed of the training would.
     A document that a tokenizer cannot encode is named as skipped.  Raises ValueError where nothing is left to
     compare, and as `sliding_losses` does.
     Source: Miller (2024), "Adding Error Bars to Evals"; Schmeiser (1982) for the number of stretches; for
     ratios Cochran (1977), chapter 6.
     """
-    theirs = other_tokenizer or tokenizer
-    shared = theirs.fingerprint == tokenizer.fingerprint
+    other_tokenizer = other_tokenizer or tokenizer
+    shared = other_tokenizer.fingerprint == tokenizer.fingerprint
     compared: list[DocumentComparison] = []
     costs: list[tuple[_Costs, _Costs, int]] = []
     ahead: list[TokenGap] = []
     behind: list[TokenGap] = []
     won = 0
     for document in documents:
-        first, second = _Reading(tokenizer, document), _Reading(theirs, document)
-        start = first.shared_start(second)
-        if skipped := first.skipped or second.skipped or _unlike(first, second, start):
+        first, second = DocumentLosses(tokenizer, document), DocumentLosses(other_tokenizer, document)
+        start, skipped = _common_start(first, second)
+        if skipped:
             nothing = DocumentScore(document.title, 0, 0, 0.0, skipped)
             compared.append(DocumentComparison(nothing, nothing))
             continue
-        for each, reader in ((first, model), (second, other)):
-            losses = sliding_losses(reader, each.ids, stride=stride, batch_size=batch_size, progress=progress)
-            each.nats[1:] = losses.double().cpu().numpy()
+        first.measure(model, stride, progress)
+        second.measure(other, stride, progress)
         pair = DocumentComparison(first.score(start), second.score(start))
         if shared:
-            gaps = second.nats - first.nats
-            won += int((gaps > 0).sum())
-            pair = replace(pair, better=float((gaps[1:] > 0).mean()))
-            order = np.argsort(gaps, kind="stable")
-            ahead += [first.gap(second, at) for at in order[::-1][:rows].tolist() if gaps[at] > 0]
-            behind += [first.gap(second, at) for at in order[:rows].tolist() if gaps[at] < 0]
+            gains = second.nats - first.nats  # above 0 where the first model predicts better
+            won += int((gains > 0).sum())
+            pair = replace(pair, better=float((gains[1:] > 0).mean()))
+            order = np.argsort(gains, kind="stable")
+            most, least = order[::-1][:TOKENS_SHOWN].tolist(), order[:TOKENS_SHOWN].tolist()
+            ahead += [_gap(first, second, at) for at in most if gains[at] > 0]
+            behind += [_gap(first, second, at) for at in least if gains[at] < 0]
         compared.append(pair)
-        costs.append((first.costs(start), second.costs(start), pair.score.n_bytes))
+        costs.append((_costs(first, start), _costs(second, start), pair.score.n_bytes))
     total = total_score(each.score for each in compared)
-    observed = _stretches(costs)
+    better = won / total.tokens if shared else math.nan
+    stretches = _stretches(costs)
     return Comparison(
         documents=tuple(compared),
-        total=DocumentComparison(
-            total, total_score(each.other for each in compared), won / total.tokens if shared else math.nan
-        ),
-        stretches=len(observed),
-        standard_error=_standard_error(observed),
-        ahead=tuple(sorted(ahead, key=lambda gap: gap.loss - gap.other_loss)[:rows]),
-        behind=tuple(sorted(behind, key=lambda gap: gap.other_loss - gap.loss)[:rows]),
+        total=DocumentComparison(total, total_score(each.other for each in compared), better),
+        stretches=len(stretches),
+        standard_error=_standard_error(stretches),
+        ahead=tuple(sorted(ahead, key=lambda gap: gap.loss - gap.other_loss)[:TOKENS_SHOWN]),
+        behind=tuple(sorted(behind, key=lambda gap: gap.other_loss - gap.loss)[:TOKENS_SHOWN]),
     )
 
 
-class _Reading:
-    """A document as one tokenizer cuts it.  nats: of each token; the first is not predicted and costs 0."""
-
-    def __init__(self, tokenizer: Tokenizer, document: Document) -> None:
-        self.tokenizer, self.title = tokenizer, document.title
-        self.ids, self.skipped = encode_document(tokenizer, document)
-        self.ends = np.cumsum(byte_lengths(tokenizer, self.ids))
-        """Bytes up to the end of each token."""
-        self.nats = np.zeros(len(self.ids))
-
-    def shared_start(self, other: _Reading) -> int:
-        """The first byte at which both have read a token, so that what comes after can be compared."""
-        return int(min(np.intersect1d(self.ends, other.ends), default=0))
-
-    def spelled(self) -> bytes:
-        return b"".join(map(self.tokenizer.token_bytes, self.ids.tolist()))
-
-    def score(self, start: int) -> DocumentScore:
-        after = self.ends > start
-        n_bytes = int(self.ends[-1]) - start
-        return DocumentScore(self.title, int(after.sum()), n_bytes, math.fsum(self.nats[after]))
-
-    def costs(self, start: int) -> _Costs:
-        after = self.ends > start
-        return self.ends[after] - start, self.nats[after] / math.log(2)
-
-    def gap(self, other: _Reading, at: int) -> TokenGap:
-        before = self.tokenizer.decode(self.ids[max(0, at - CONTEXT) : at])
-        return TokenGap(
-            self.title, at, int(self.ids[at]), before, float(self.nats[at]), float(other.nats[at])
-        )
-
-
-def _unlike(first: _Reading, second: _Reading, start: int) -> str:
-    """Why two ways to cut a document do not compare, if they do not."""
+def _common_start(first: DocumentLosses, second: DocumentLosses) -> tuple[int, str]:
+    """The first byte at which a token ends for both, and why the two do not compare where that is so."""
+    start = int(min(np.intersect1d(first.ends, second.ends), default=0))
+    if skipped := first.skipped or second.skipped:
+        return start, skipped
     if start >= first.ends[-1]:
-        return "too short: the tokenizers agree on no place inside it where a token ends"
-    return (
-        "" if first.spelled() == second.spelled() else "one of the tokenizers does not keep all of this text"
-    )
+        return start, "too short: the tokenizers agree on no place inside it where a token ends"
+    spelled = [b"".join(map(each.tokenizer.token_bytes, each.ids.tolist())) for each in (first, second)]
+    return start, "" if spelled[0] == spelled[1] else "one of the tokenizers does not keep all of this text"
 
 
-def _stretches(documents: list[tuple[_Costs, _Costs, int]]) -> _Numbers:
-    """Bits of difference and bytes of each stretch, (stretches, 2); no stretch reaches over two documents.
+def _costs(losses: DocumentLosses, start: int) -> _Costs:
+    after = losses.ends > start
+    return losses.ends[after] - start, losses.nats[after] / math.log(2)
+
+
+def _gap(first: DocumentLosses, other: DocumentLosses, at: int) -> TokenGap:
+    before = first.tokenizer.decode(first.ids[max(0, at - TOKENS_BEFORE) : at])
+    return TokenGap(first.title, at, int(first.ids[at]), before, float(first.nats[at]), float(other.nats[at]))
+
+
+def _stretches(documents: list[tuple[_Costs, _Costs, int]]) -> _Floats:
+    """Bits of difference and bytes of each stretch, (stretches, 2); no stretch spans two documents.
 
     documents: what each costs the first model and the other, and its length in bytes.
     """
-    size = max(SHORTEST, sum(n_bytes for *_, n_bytes in documents) / STRETCHES)
+    size = max(MIN_BYTES, sum(n_bytes for *_, n_bytes in documents) / STRETCHES)
     rows = [np.empty((0, 2))]
     for first, other, n_bytes in documents:
         parts = max(1, round(n_bytes / size))
@@ -225,7 +194,7 @@ def _stretches(documents: list[tuple[_Costs, _Costs, int]]) -> _Numbers:
     return np.concatenate(rows)
 
 
-def _standard_error(stretches: _Numbers) -> float:
+def _standard_error(stretches: _Floats) -> float:
     """Of the sum of the first column over the sum of the second."""
     count, (bits, sizes) = len(stretches), stretches.T
     if count < 2:

@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 _EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)
-"""Where the search for alpha and beta begins."""
+"""Where the search for alpha and beta starts."""
 _DELTA = 1e-3
 """Up to this difference of log(loss) Huber's loss is a square."""
-_STEPS, _STILL = 3000, 1e-11
+_STEPS, _TOLERANCE = 3000, 1e-11
 """The search ends after so many steps, or when a hundred improve the objective by less than this part."""
 
 
@@ -69,15 +69,18 @@ def fit_scaling_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike)
     """The law that fits finished runs best: the least sum of Huber's loss of the differences of log(loss).
 
     parameters, tokens, losses: one number per run; losses in nats per token.  Differences up to 1e-3 count
-    squared, larger ones only in proportion, so that an odd run pulls less.  The search begins at many values
-    of alpha and beta and the best end counts; the same data give the same law.
+    squared, larger ones only in proportion, so that an outlier pulls less.  The search starts from many
+    values of alpha and beta and the best result counts; the same data give the same law.
     Raises ValueError for fewer than 6 runs, 3 sizes or 3 numbers of tokens, and for values not above 0.
     Source: Hoffmann et al. (2022), section 3.3.
     """
     runs = _Runs(parameters, tokens, losses)
-    starts = runs.starts()
-    ends, values = runs.descend(starts, np.ones((len(starts), runs.count)))
-    return runs.law(ends[values.argmin()])
+    # Half of the mean loss in E and a quarter in each of the other terms, with every pair of exponents.
+    loss = runs.log_loss.mean()
+    pairs = itertools.product(_EXPONENTS, repeat=2)
+    starts = np.array([(loss - 1.4, alpha, loss - 1.4, beta, loss - 0.7) for alpha, beta in pairs])
+    fitted, objectives = runs.minimise(starts, np.ones((len(starts), runs.count)))
+    return runs.law(fitted[objectives.argmin()])
 
 
 def bootstrap_scaling_law(
@@ -85,14 +88,14 @@ def bootstrap_scaling_law(
 ) -> list[ScalingLaw]:
     """The laws that fit as many runs drawn from the runs with replacement: how sure the law is.
 
-    Each search begins where the law of all runs is.  The rest: as for `fit_scaling_law`.
+    Each search starts from the law of all runs.  The rest: as for `fit_scaling_law`.
     Source: Efron (1979).
     """
     runs = _Runs(parameters, tokens, losses)
-    first = runs.position(fit_scaling_law(parameters, tokens, losses))
+    start = runs.position(fit_scaling_law(parameters, tokens, losses))
     draws = np.random.default_rng(seed).multinomial(runs.count, [1 / runs.count] * runs.count, resamples)
-    ends, _ = runs.descend(np.tile(first, (resamples, 1)), draws.astype(np.float64))
-    return [runs.law(end) for end in ends]
+    fitted, _ = runs.minimise(np.tile(start, (resamples, 1)), draws.astype(np.float64))
+    return [runs.law(position) for position in fitted]
 
 
 def intervals(laws: Sequence[ScalingLaw], level: float = 0.9) -> dict[str, tuple[float, float]]:
@@ -136,38 +139,32 @@ class _Runs:
         b = np.log(law.B) - law.beta * self.mean_d
         return np.array([a, law.alpha, b, law.beta, np.log(law.E)])
 
-    def starts(self) -> Floats:
-        """Pairs of exponents, with half of the mean loss in E and a quarter in each of the other terms."""
-        loss = self.log_loss.mean()
-        pairs = itertools.product(_EXPONENTS, repeat=2)
-        return np.array([(loss - 1.4, alpha, loss - 1.4, beta, loss - 0.7) for alpha, beta in pairs])
-
-    def descend(self, positions: Floats, weights: Floats) -> tuple[Floats, Floats]:
-        """Where the search ends from each position, and the objective there.
+    def minimise(self, positions: Floats, weights: Floats) -> tuple[Floats, Floats]:
+        """The best position found from each, and the objective there.
 
         positions: (searches, 5).  weights: (searches, runs), how often each run counts.
-        Levenberg's and Marquardt's method, each difference weighted so that its square gives Huber's slope.
+        Levenberg-Marquardt, each difference weighted so that its square has the slope of Huber's loss.
         """
         damping = np.full(len(positions), 1e-2)
-        values, slopes, curvature = self._look(positions, weights)
+        values, gradient, curvature = self._objective(positions, weights)
         positions, before = positions.copy(), values.copy()
         for step in range(_STEPS):
             diagonal = np.einsum("sii->si", curvature)
             damped = curvature + (damping[:, None] * diagonal + 1e-12)[..., None] * np.eye(5)
-            moved = positions - np.linalg.solve(damped, slopes[..., None])[..., 0]
-            looked = self._look(moved, weights)
-            better = looked[0] < values
-            for old, new in zip((positions, values, slopes, curvature), (moved, *looked), strict=True):
+            moved = positions - np.linalg.solve(damped, gradient[..., None])[..., 0]
+            there = self._objective(moved, weights)
+            better = there[0] < values
+            for old, new in zip((positions, values, gradient, curvature), (moved, *there), strict=True):
                 old[better] = new[better]
             damping = np.clip(np.where(better, damping / 3, damping * 4), 1e-9, 1e9)
             if step % 100 == 99:
-                if (before - values <= _STILL * before).all():
+                if (before - values <= _TOLERANCE * before).all():
                     break
                 before = values.copy()
         return positions, values
 
-    def _look(self, positions: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-        """The objective, its gradient, and the curvature of the squares that stand for it."""
+    def _objective(self, positions: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """The objective, (searches,), its gradient, (searches, 5), and the Gauss-Newton matrix."""
         a, alpha, b, beta, e = (each[:, None] for each in positions.T)
         terms = np.stack([a - alpha * self.n, b - beta * self.d, e + 0 * self.n])  # (3, searches, runs)
         predicted = np.logaddexp.reduce(terms)
@@ -178,5 +175,5 @@ class _Runs:
         huber = np.where(size <= _DELTA, size**2 / 2, _DELTA * (size - _DELTA / 2))
         pull = weights * np.minimum(1, _DELTA / np.maximum(size, _DELTA))
         gradient = np.einsum("sr,srp->sp", pull * difference, slopes)
-        curvature = np.einsum("sr,srp,srq->spq", pull, slopes, slopes, optimize=True)
+        curvature = np.einsum("sr,srp,srq->spq", pull, slopes, slopes, optimize=True)  # (searches, 5, 5)
         return (weights * huber).sum(-1), gradient, curvature

@@ -58,7 +58,7 @@ def check_targets(targets: Tensor, vocab: int, ignore_index: int, caller: str) -
 
 
 def cross_entropy(
-    logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: Reduction = "mean"
+    logits: Tensor, targets: Tensor, ignore_index: int = -100, reduction: Reduction | Literal["none"] = "mean"
 ) -> Tensor:
     """`F.cross_entropy`, in float32 at least: under autocast logits come in half precision."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -18,7 +18,7 @@ from labstudio.cli.options import Number, Text
 from labstudio.tables import aligned_table
 
 if TYPE_CHECKING:
-    from labkit.analysis.documents import DocumentScore, Progress
+    from labkit.analysis.evaluate import DocumentScore, Progress
     from labkit.model import GPT
     from labkit.text import Document, Tokenizer
 
@@ -128,7 +128,7 @@ def _bar(tokenizers: Iterable[Tokenizer], texts: Texts) -> Iterator[Progress]:
     """A progress bar on a terminal, over the tokens that each tokenizer makes of the texts."""
     from tqdm import tqdm
 
-    from labkit.analysis.documents import encode_document
+    from labkit.analysis.evaluate import encode_document
 
     lengths = [len(encode_document(each, text)[0]) - 1 for each in tokenizers for text in texts.documents]
     with tqdm(total=sum(lengths), unit="token", desc="reading", leave=False, disable=None) as bar:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from labkit.analysis.compare import Comparison, TokenGap
-from labkit.analysis.documents import DocumentScore
+from labkit.analysis.evaluate import DocumentScore
 from labkit.text import Tokenizer
 from labstudio.figures.base import COLOURS, LINES, new_figure
 from labstudio.visible import blanks, token_label, unhidden

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from labkit.analysis import logit_lens
-from labkit.analysis.hooks import module_inputs
+from labkit.analysis.inspect import module_inputs
 from tests.analysis.reference_models import (
     BATCH,
     PAIRS,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from labkit.analysis.compare import Comparison, DocumentComparison, TokenGap
-from labkit.analysis.documents import DocumentScore
+from labkit.analysis.evaluate import DocumentScore
 from labkit.text import CharTokenizer
 from labstudio.figures import (
     comparison_figure,
