@@ -52,8 +52,9 @@ def check_targets(targets: Tensor, vocab: int, ignore_index: int, caller: str) -
     low, high = (int(limit) for limit in counted.aminmax())
     if low < 0 or high >= vocab:
         raise ValueError(
-            f"{caller}: targets range from {low} to {high}; this model knows 0 to {vocab - 1}. For a target "
-            f"that does not count give {ignore_index} (ignore_index)."
+            f"{caller}: targets range from {low} to {high}; this model knows 0 to {vocab - 1}. Was "
+            "the text encoded with another tokenizer? A target that does not count is "
+            f"{ignore_index} (ignore_index)."
         )
 
 

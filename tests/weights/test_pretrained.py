@@ -19,6 +19,7 @@ from labkit.config import DataConfig, GPTConfig, TrainConfig, as_dict
 from labkit.model import GPT
 from labkit.text import Corpus, WindowDataset, load_corpus, train_bpe
 from labkit.weights import PRETRAINED, load_pretrained
+from labstudio.runs import kept_runs
 
 ROOT = Path(__file__).parents[2]
 CONFIG = json.loads((PRETRAINED / "config.json").read_text(encoding="utf-8"))
@@ -114,7 +115,7 @@ def test_the_corpus_is_the_one_it_was_trained_on(plays: Corpus) -> None:
 
 
 def test_the_recipe_is_the_scripts(script: Any) -> None:
-    recorded = json.loads((script.RECORDS / "config.json").read_text(encoding="utf-8"))
+    recorded = json.loads((kept_runs() / "pretrained" / "config.json").read_text(encoding="utf-8"))
     for train, model in (
         (CONFIG["recipe"], CONFIG["model"]),
         (recorded["train"], recorded["model"]),
@@ -126,7 +127,7 @@ def test_the_recipe_is_the_scripts(script: Any) -> None:
 
 
 def test_the_kept_metrics_are_those_of_the_run(script: Any) -> None:
-    lines = (script.RECORDS / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (kept_runs() / "pretrained" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     steps = [row["step"] for row in rows if row["event"] == "step"]
     assert steps == list(range(1, CONFIG["training"]["steps"] + 1))
