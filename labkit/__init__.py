@@ -1,4 +1,4 @@
-"""The library under the course: text, model, training, generation, and what a learner needs around them.
+"""The library under the course: text to ids, a model, its training, and the text that it writes.
 
 Names load on first use, so that `labkit --help` never imports torch.
 """
