@@ -178,19 +178,19 @@ def test_what_is_wrong_with_a_training_is_said_at_once_or_from_its_log(shown: Sh
         shown.start(name, steps)
         playwright.expect(panel.get_by_role("alert")).to_contain_text(message)
     assert trainings(shown.runs) == []
-    shown.start("--help", 5, corpus=f"/no/such/{SCRIPT}")
+    shown.start("help me", 5, corpus=f"/no/such/{SCRIPT}")
     playwright.expect(panel.get_by_role("alert")).to_be_empty()
     playwright.expect(panel.locator("pre")).to_contain_text("nor a path that exists")
     playwright.expect(panel.get_by_role("status")).to_contain_text("ended before it had begun a run")
     playwright.expect(panel.locator("pre")).to_contain_text(SCRIPT)
     assert shown.page.evaluate("window.hacked") is None
-    assert not (shown.runs / "--help").exists()
+    assert not (shown.runs / "help me").exists()
 
 
 def test_a_training_is_started_followed_stopped_and_resumed(shown: Shown) -> None:
-    shown.start("-live 𝒳 שלום", 3000)
+    shown.start("live 𝒳 שלום", 3000)
     panel = shown.page.get_by_role("tabpanel", name="One run")
-    playwright.expect(panel.locator(".lr-name")).to_have_text("-live 𝒳 שלום")
+    playwright.expect(panel.locator(".lr-name")).to_have_text("live 𝒳 שלום")
     points = panel.locator("[data-chart=Loss] [data-points]").first
     playwright.expect(points).not_to_have_attribute("data-points", "0")
     before = int(points.get_attribute("data-points") or 0)
@@ -201,7 +201,7 @@ def test_a_training_is_started_followed_stopped_and_resumed(shown: Shown) -> Non
     panel.get_by_role("button", name="Stop", exact=True).click()
     playwright.expect(panel.get_by_role("button", name="Resume")).to_be_visible()
     until(lambda: not job.alive)
-    run = Run.open("-live 𝒳 שלום", shown.runs)
+    run = Run.open("live 𝒳 שלום", shown.runs)
     stopped = run.checkpoints()[-1].step
     assert 0 < stopped < 3000
     playwright.expect(panel.get_by_role("row").filter(has_text=f"step-{stopped:08d}")).to_be_visible()
