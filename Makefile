@@ -40,7 +40,8 @@ test: $(TEST_STAMP) assets lint types unit nbval ## prove that all of it works (
 	@echo 'make test: all green'
 
 test-long: $(TEST_STAMP) assets ## the slow tests: browsers, kills, load, other processors (20 minutes)
-	$(PY) -m pytest -m 'long or browser'
+	$(PY) -m pytest $(PARALLEL) -m 'long and not browser'
+	$(PY) -m pytest -m browser
 
 soak: $(TEST_STAMP) assets ## the campaigns of the long tests, ten times as long
 	LABKIT_SOAK=10 $(PY) -m pytest -m long tests/training/test_kill.py tests/studio/serve

@@ -45,7 +45,7 @@ def test_help_is_the_default_and_names_every_command() -> None:
     [
         ("lab", ["-m venv", "-r requirements.txt", "labkit fetch", "--ip=127.0.0.1", "/.jupyter:"]),
         ("test", ["ruff check", "format --check", "codespell", "mypy", "not long and not", "--nbval "]),
-        ("test-long", ["long or browser"]),
+        ("test-long", ["long and not browser", "-m browser"]),
         ("notebooks", ["scripts/execute_notebooks.py"]),
     ],
 )
