@@ -133,7 +133,7 @@ class Step:
     logits: Tensor
     """(texts, vocab) what the model said, before any filter; valid until the next step."""
     ended: set[int] = field(default_factory=set)
-    """Texts that stop here; whoever reads the steps may add to it."""
+    """Texts that stop here; a reader of the steps may add to it."""
 
 
 def prompt_rows(model: GPT, prompts: Sequence[Prompt]) -> list[Tensor]:
