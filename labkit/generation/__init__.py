@@ -1,6 +1,6 @@
 """Writing text with a model."""
 
-from labkit.generation.decode import generate, generate_batch
+from labkit.generation.decode import generate
 from labkit.generation.filters import (
     apply_repetition_penalty,
     apply_temperature,
@@ -21,7 +21,6 @@ __all__ = [
     "complete",
     "draw",
     "generate",
-    "generate_batch",
     "min_p_filter",
     "next_token_probabilities",
     "next_tokens",

@@ -18,7 +18,6 @@ from labkit.generation import (
     apply_temperature,
     complete,
     generate,
-    generate_batch,
     min_p_filter,
     next_token_probabilities,
     next_tokens,
@@ -186,7 +185,7 @@ def test_ids_that_the_model_cannot_read_are_refused(model: GPT, prompt: Any, mes
     with pytest.raises(ValueError, match=re.escape(message)):
         generate(model, prompt)
     with pytest.raises(ValueError, match=re.escape(message.replace("prompt 0", "prompt 1"))):
-        generate_batch(model, [[1], prompt])
+        generate(model, [[1], prompt])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +219,7 @@ def test_batches_that_the_model_cannot_read_are_refused(model: GPT, prompts: Any
             "ids have none. Call complete or stream, which take a tokenizer",
         ),
         (
-            lambda m: generate_batch(m, [[1]], SampleConfig(stop=("ab",))),
+            lambda m: generate(m, [[1]], SampleConfig(stop=("ab",))),
             "generate: stop=['ab'] is text, and ids have none",
         ),
         (lambda m: generate(m, [1], SampleConfig(top_k=VOCAB + 1)), "top-k: k=12 must be a whole number"),

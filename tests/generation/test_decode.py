@@ -12,9 +12,9 @@ from torch.testing import assert_close
 from variants import CONTEXT, VARIANTS, VOCAB, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
-from labkit.generation import decode as room
-from labkit.generation import draw, generate, generate_batch
-from labkit.generation.decode import CachedReader
+from labkit.generation import draw, generate
+from labkit.generation import reading as room
+from labkit.generation.reading import CachedReader
 from labkit.model import KVCache
 
 PROMPTS = [torch.tensor(ids) for ids in ([3, 1, 4], [1], [5, 9, 2, 6, 5])]
@@ -92,7 +92,7 @@ def test_attention_without_a_cache_writes_too() -> None:
     model = variant("gpt2")
     model.blocks[0].attention = Averaging()
     config = SampleConfig(max_new_tokens=25, n=2, temperature=2, eos_id=4)
-    found = generate_batch(model, PROMPTS, config, seed=3)
+    found = generate(model, PROMPTS, config, seed=3)
     ids, start = PROMPTS[2].tolist(), 0
     for uniform in torch.rand(25, dtype=torch.float64, generator=torch.Generator().manual_seed(7)):
         if len(ids) - start > CONTEXT:
@@ -127,7 +127,7 @@ def test_the_loop_around_a_captured_step_writes_the_same_texts(
 ) -> None:
     """On a CPU, with the model called where a GPU would replay: rows that end stay in the batch."""
     model, config = variant(name), SampleConfig(max_new_tokens=29, temperature=2, eos_id=4, n=2)
-    expected = generate_batch(model, PROMPTS, config, seed=3)
+    expected = generate(model, PROMPTS, config, seed=3)
     assert len({len(text) for text in expected}) > 2
     original = CachedReader.__init__
 
@@ -142,7 +142,7 @@ def test_the_loop_around_a_captured_step_writes_the_same_texts(
 
     monkeypatch.setattr(CachedReader, "__init__", as_on_a_gpu)
     monkeypatch.setattr(room, "capture_step", uncaptured)
-    found = generate_batch(model, PROMPTS, config, seed=3)
+    found = generate(model, PROMPTS, config, seed=3)
     assert [text.tolist() for text in found] == [text.tolist() for text in expected]
 
 
@@ -153,6 +153,6 @@ def test_the_captured_step_equals_the_model_on_a_gpu(name: str) -> None:
     config = SampleConfig(max_new_tokens=29, top_k=7, n=2)
     prompts = [prompt.cuda() for prompt in PROMPTS]
     assert CachedReader(model, CONTEXT).graph
-    on_gpu = generate_batch(model, prompts, config, seed=3)
-    on_cpu = generate_batch(model.cpu(), PROMPTS, config, seed=3)
+    on_gpu = generate(model, prompts, config, seed=3)
+    on_cpu = generate(model.cpu(), PROMPTS, config, seed=3)
     assert [text.tolist() for text in on_gpu] == [text.tolist() for text in on_cpu]

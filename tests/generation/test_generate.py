@@ -12,7 +12,7 @@ from variants import VARIANTS, variant
 
 from labkit import GPT, GPTConfig, SampleConfig
 from labkit.generation import decode as decoding
-from labkit.generation import draw, generate, generate_batch, next_token_probabilities
+from labkit.generation import draw, generate, next_token_probabilities
 from labkit.model import KVCache
 
 pytestmark = pytest.mark.filterwarnings("ignore:generate. prompt . has .* tokens. the model reads the last")
@@ -69,7 +69,7 @@ SETTINGS = [
 def test_the_cache_changes_no_text_of_any_kind_of_model(name: str, config: SampleConfig) -> None:
     """Far past the context of 11, alone and in a batch with texts that are longer or shorter."""
     model = variant(name)
-    together = generate_batch(model, PROMPTS, config, seed=40)
+    together = generate(model, PROMPTS, config, seed=40)
     for number, prompt in enumerate(PROMPTS):
         expected = uncached(model, prompt, config, seed=40 + number)
         assert generate(model, prompt, config, seed=40 + number).tolist() == expected
@@ -105,7 +105,7 @@ def test_a_list_of_prompts_gives_a_list_of_texts(prompts: list[Any]) -> None:
     texts = generate(gpt(), prompts, SampleConfig(max_new_tokens=5, n=2), seed=2)
     assert isinstance(texts, list)
     assert [len(text) for text in texts] == [len(each) + 5 for each in prompts for _ in range(2)]
-    others = generate_batch(gpt(), prompts, SampleConfig(max_new_tokens=5, n=2), seed=2)
+    others = generate(gpt(), prompts, SampleConfig(max_new_tokens=5, n=2), seed=2)
     assert [text.tolist() for text in texts] == [text.tolist() for text in others]
 
 
@@ -125,7 +125,7 @@ def test_several_texts_of_each_row_of_a_batch_stand_one_after_another() -> None:
     ids, config = torch.tensor([[3, 1], [5, 9]]), SampleConfig(max_new_tokens=4, n=3)
     texts = generate(gpt(), ids, config, seed=7)
     assert texts.shape == (6, 6)
-    assert texts.tolist() == [text.tolist() for text in generate_batch(gpt(), list(ids), config, seed=7)]
+    assert texts.tolist() == [text.tolist() for text in generate(gpt(), list(ids), config, seed=7)]
 
 
 def test_settings_by_name_are_those_of_a_configuration() -> None:
@@ -160,7 +160,7 @@ def test_several_texts_of_a_prompt_share_its_reading(name: str, monkeypatch: pyt
     shapes = []
     begin = KVCache.begin
     monkeypatch.setattr(KVCache, "begin", lambda self, ids: shapes.append(ids.shape) or begin(self, ids))
-    texts = generate_batch(model, PROMPTS[:2], config, seed=7)
+    texts = generate(model, PROMPTS[:2], config, seed=7)
     assert shapes[0] == (2, 5)
     alone = SampleConfig(max_new_tokens=14)
     for number, text in enumerate(texts):
@@ -174,7 +174,7 @@ def test_padding_of_a_ragged_batch_does_not_reach_the_logits() -> None:
     config = SampleConfig(max_new_tokens=5, temperature=0)
     alone = generate(model, short, config)
     for partner in (long, [0] * 6, [VOCAB - 1] * 7):
-        assert torch.equal(generate_batch(model, [short, partner], config)[0], alone)
+        assert torch.equal(generate(model, [short, partner], config)[0], alone)
 
 
 def test_a_token_of_a_prompt_longer_than_the_context_is_out_of_sight() -> None:
@@ -204,8 +204,8 @@ def test_a_token_is_drawn_only_when_it_is_asked_for(monkeypatch: pytest.MonkeyPa
 
 def test_eos_ends_its_own_row_and_no_other() -> None:
     model = gpt()
-    free = generate_batch(model, PROMPTS, SampleConfig(max_new_tokens=25, temperature=8), seed=3)
-    ended = generate_batch(model, PROMPTS, SampleConfig(max_new_tokens=25, temperature=8, eos_id=9), seed=3)
+    free = generate(model, PROMPTS, SampleConfig(max_new_tokens=25, temperature=8), seed=3)
+    ended = generate(model, PROMPTS, SampleConfig(max_new_tokens=25, temperature=8, eos_id=9), seed=3)
     lengths = set()
     for prompt, long, short in zip(PROMPTS, free, ended, strict=True):
         new = long[len(prompt) :].tolist()
@@ -225,7 +225,7 @@ def test_generation_stops_when_every_row_has_ended_and_ended_rows_cost_nothing(
     )
     model = variant("gpt2", context_length=500)
     config = SampleConfig(max_new_tokens=400, temperature=8, eos_id=4)
-    lengths = [len(row) - 1 for row in generate_batch(model, [[3], [5], [7]], config)]
+    lengths = [len(row) - 1 for row in generate(model, [[3], [5], [7]], config)]
     assert max(lengths) < 400
     assert sizes == [sum(length > number for length in lengths) for number in range(1, max(lengths))]
 
@@ -239,7 +239,7 @@ def test_a_reader_of_the_steps_can_end_a_text() -> None:
             tokens[text].append(token)
             if text == 1 and len(tokens[1]) == 4:
                 step.ended.add(1)
-    whole = generate_batch(model, PROMPTS[:3], config, seed=1)
+    whole = generate(model, PROMPTS[:3], config, seed=1)
     for text, cut in ((0, 9), (1, 4), (2, 9)):
         assert tokens[text] == whole[text][len(PROMPTS[text]) :][:cut].tolist()
 
@@ -273,7 +273,7 @@ def test_no_one_elses_random_numbers_are_touched() -> None:
     model = gpt()
     torch.manual_seed(17)
     before = torch.get_rng_state()
-    generate_batch(model, PROMPTS, SampleConfig(max_new_tokens=5), seed=1)
+    generate(model, PROMPTS, SampleConfig(max_new_tokens=5), seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -299,11 +299,10 @@ def _broken(model: GPT) -> GPT:
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([], "generate: there are no prompts; give at least one"),
+        ([], r"generate: prompt 0 has shape \(0,\); expected a list of at least one token id"),
         ([[]], r"generate: prompt 0 has shape \(0,\); expected a list of at least one token id. .*eos_id"),
         ([[3], []], r"generate: prompt 1 has shape \(0,\)"),
         ([[[1, 2], [3, 4]]], r"generate: prompt 0 has shape \(2, 2\)"),
-        ([torch.tensor(3)], r"generate: prompt 0 has shape \(\)"),
         ([[3, VOCAB]], r"ids range from 3 to 13; this model knows 0 to 12"),
         ([[-1]], r"ids range from -1 to -1"),
         ([[0.5]], r"ids are torch.float32; expected whole numbers"),
@@ -315,7 +314,7 @@ def _broken(model: GPT) -> GPT:
 )
 def test_prompts_that_cannot_be_continued_are_refused(prompts: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        generate_batch(gpt(), prompts)
+        generate(gpt(), prompts)
 
 
 def test_logits_that_are_no_numbers_are_refused() -> None:

@@ -14,7 +14,7 @@ from variants import VARIANTS, VOCAB, variant
 from labkit import GPT, SampleConfig, TrainConfig, Trainer
 from labkit.analysis import evaluate_loss, token_losses
 from labkit.generation import complete, draw, generate, stream, stream_tokens
-from labkit.generation.decode import can_capture
+from labkit.generation.reading import can_capture
 from labkit.text import CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdefghijkl")

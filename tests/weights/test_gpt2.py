@@ -11,7 +11,7 @@ from gpt2_files import FORMS, SIZES, logits, reference, write
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from labkit import GPT, GPTConfig, SampleConfig, TrainConfig, generate
-from labkit.generation import complete, generate_batch
+from labkit.generation import complete
 from labkit.text import GPT2Tokenizer
 from labkit.training import build_optimizer, load_checkpoint, save_checkpoint
 from labkit.weights import load_gpt2, load_pretrained, save_gpt2
@@ -56,7 +56,7 @@ def test_greedy_continuations_are_those_of_transformers(
     theirs, source = written
     prompt = some_ids(sizes, 2)[:, :7]
     settings = SampleConfig(max_new_tokens=50, temperature=0.0)
-    ours = torch.stack(generate_batch(load_gpt2(source).model, list(prompt), settings))
+    ours = torch.stack(generate(load_gpt2(source).model, list(prompt), settings))
     expected = greedy(theirs, prompt)
     assert ours.shape == (2, 57)
     assert ours.tolist() == expected.tolist()

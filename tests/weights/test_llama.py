@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from labkit import GPT, GPTConfig, SampleConfig
-from labkit.generation import generate_batch
+from labkit.generation import generate
 from labkit.text import CharTokenizer, train_bpe
 from labkit.weights.formats.gguf import read_gguf
 from labkit.weights.llama import load_llama, save_llama
@@ -33,7 +33,7 @@ def check_parity(ours: GPT, theirs: LlamaForCausalLM, sizes: dict[str, Any]) -> 
         torch.testing.assert_close(ours(ids), logits(theirs, ids), **EXACT)
     prompt = some_ids(sizes)
     settings = SampleConfig(max_new_tokens=50, temperature=0.0)
-    continued = torch.stack(generate_batch(ours, list(prompt), settings))
+    continued = torch.stack(generate(ours, list(prompt), settings))
     assert continued.shape == (3, 63)
     assert continued.tolist() == greedy(theirs, prompt).tolist()
 
