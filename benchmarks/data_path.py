@@ -86,7 +86,7 @@ def batch_row(
         path = Path(folder) / "ids.bin"
         ids.tofile(path)
         data = np.memmap(path, dtype=np.uint16, mode="r") if mapped else ids
-        stream = TokenStream(path if mapped else ids, context, batch_size)
+        stream = TokenStream(data, context, batch_size)
         numbers = itertools.count()
         source = np.zeros((2, batch_size, context), dtype=np.int64)
         contestants = {

@@ -126,9 +126,8 @@ def test_a_large_vocabulary_takes_four_bytes(texts, tmp_path):
 def test_ids_are_read_from_the_file_where_a_crop_falls(texts, tmp_path):
     encoded = encode(texts, tmp_path / "out")
     assert isinstance(encoded.ids, np.memmap)
-    stream = TokenStream(tmp_path / "out", 11, 4, seed=1)
-    assert isinstance(stream._data, np.memmap)
-    assert np.shares_memory(stream._crops, stream._data)
+    stream = TokenStream(encoded.ids, 11, 4, seed=1)
+    assert np.shares_memory(stream._crops, encoded.ids)
     for got, want in zip(stream.batch(2), TokenStream(np.array(encoded.ids), 11, 4, 1).batch(2), strict=True):
         assert got.tolist() == want.tolist()
 
@@ -392,7 +391,6 @@ def test_a_folder_of_the_old_layout_is_refused_with_the_way_out(state, texts, tm
     uses: list[Callable[[], Any]] = [
         lambda: EncodedText(old),
         lambda: encode(texts, old),
-        lambda: TokenStream(old, 3, 2),
         lambda: load_data(DataConfig(corpus=str(old)), 3),
     ]
     for use in uses:
