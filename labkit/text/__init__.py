@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from labkit.text.cleaning import CorpusError
     from labkit.text.corpus import Corpus, Document, build_tokenizer, check_split, load_corpus
     from labkit.text.encode import EncodedText, encode_folder, is_encoded
-    from labkit.text.hf import (
-        HFTokenizer,
+    from labkit.text.hf import HFTokenizer, load_tokenizer
+    from labkit.text.published import (
         load_published_tokenizer,
-        load_tokenizer,
         save_published_tokenizer,
         tokenizer_from_gguf,
     )
@@ -47,10 +46,8 @@ _HOME = {
     "cleaning": ("CorpusError",),
     "corpus": ("Corpus", "Document", "build_tokenizer", "check_split", "load_corpus"),
     "encode": ("EncodedText", "encode_folder", "is_encoded"),
-    "hf": (
-        *("HFTokenizer", "load_published_tokenizer", "load_tokenizer"),
-        *("save_published_tokenizer", "tokenizer_from_gguf"),
-    ),
+    "hf": ("HFTokenizer", "load_tokenizer"),
+    "published": ("load_published_tokenizer", "save_published_tokenizer", "tokenizer_from_gguf"),
     "tokenizers": ("END_OF_TEXT", "CharTokenizer", "Tokenizer", "UnsupportedTokenizerError"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -37,8 +37,7 @@ class _ByteLevelTokenizer(Tokenizer):
     _encoding: tiktoken.Encoding
 
     def token_bytes(self, token_id: int) -> bytes:
-        self._check_id(token_id)
-        return self._encoding.decode_single_token_bytes(int(token_id))
+        return self._encoding.decode_single_token_bytes(self._check_id(token_id))
 
     def decode(self, ids: Any) -> str:
         return self._encoding.decode(self._checked_ids(ids), errors="replace")
@@ -59,7 +58,6 @@ class BPETokenizer(_ByteLevelTokenizer):
     """
 
     name = "bpe"
-    kinds = ("bpe",)
     eos_id: int
 
     def __init__(self, merges: Iterable[Pair]) -> None:
@@ -104,7 +102,6 @@ class GPT2Tokenizer(_ByteLevelTokenizer):
     """GPT-2's byte-level BPE: 50,257 ids, the last one the end of a text. Needs no network."""
 
     name = "gpt2"
-    kinds = ("gpt2",)
     eos_id: int
 
     def __init__(self) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from labkit.model import GPT
 from labkit.text import GPT2Tokenizer, Tokenizer, load_published_tokenizer
-from labkit.weights.files import WEIGHTS, fitting_tokenizer, read_json, read_tensors, write_model
+from labkit.text.tokenizers import read_json
+from labkit.weights.files import WEIGHTS, fitting_tokenizer, read_tensors, write_model
 from labkit.weights.formats.tensorflow import is_tf_checkpoint, read_tf_checkpoint
 from labkit.weights.hub import find
 from labkit.weights.mapping import (

@@ -16,7 +16,8 @@ from labkit.io import cache_dir
 from labkit.model import GPT
 from labkit.text import Tokenizer, load_published_tokenizer, tokenizer_from_gguf
 from labkit.text.assets import ASSETS, asset_path
-from labkit.weights.files import fitting_tokenizer, read_json, read_tensors, write_model
+from labkit.text.tokenizers import read_json
+from labkit.weights.files import fitting_tokenizer, read_tensors, write_model
 from labkit.weights.formats.gguf import read_gguf
 from labkit.weights.hub import find
 from labkit.weights.mapping import (
