@@ -62,7 +62,7 @@ def clean_play(markdown: str) -> str:
 
     Headings lose their marks, speakers stand in capitals with a full stop on a line of their own,
     stage directions stand in [brackets], typographic dashes become the two hyphens that most of the
-    plays use. Raises CorpusError where a mark is left over.
+    plays use.
     """
     text = "\n".join(line.rstrip() for line in markdown.split("\n"))
     if "—" in text:  # one play has typographic dashes, the others two hyphens
@@ -78,11 +78,7 @@ def clean_play(markdown: str) -> str:
     text = re.sub(r"\\([^\w\s])", r"\1", text)  # Markdown's escapes
     text = re.sub(r"  +", " ", text)
     text = "\n".join(line.strip() for line in text.split("\n"))
-    text = re.sub(r"\n\n\n+", "\n\n", text).strip()
-    if left := re.search(r"[*_#\\`~<>|{}$^@=]|&\w+;", text):
-        around = text[max(0, left.start() - 30) : left.end() + 30]
-        raise CorpusError(f"the mark {left[0]!r} is left after cleaning, in {around!r}.")
-    return text
+    return re.sub(r"\n\n\n+", "\n\n", text).strip()
 
 
 def _italics(match: re.Match[str]) -> str:

@@ -101,15 +101,6 @@ ROWS = [
         r"'two' \(val\) has the same text as 'one'",
     ),
     (
-        lambda: check_split(
-            load_corpus("tiny"),
-            tokenizer=CharTokenizer.from_text(load_corpus("tiny").text("all")),
-            context_length=900,
-        ),
-        CorpusError,
-        "test has 873 tokens, but context_length=900 needs at least 901",
-    ),
-    (
         lambda: fetch(["shakespeare", "milton"]),
         ValueError,
         "'milton' is not an asset. Choose from gpt2-tokenizer",
