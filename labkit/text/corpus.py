@@ -11,14 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from labkit.text.assets import asset_path
+from labkit.text.bpe import GPT2Tokenizer, train_bpe
 from labkit.text.cleaning import CorpusError, clean_play, documents_at_paragraphs, read_text
+from labkit.text.tokenizers import CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     import pandas
     from torch import Tensor
-
-    from labkit.text.tokenizers import Tokenizer
 
 SPLITS = ("train", "val", "test")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -71,7 +73,6 @@ class Corpus:
         groups: only documents of these groups; of all when none is named.
         Returns shape (tokens,), int64.  Raises CorpusError for a group that the split does not have.
         """
-        import numpy as np
         import torch
 
         chosen = self.split(split)
@@ -167,9 +168,6 @@ def build_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
 
     Raises ValueError for another name.
     """
-    from labkit.text.bpe import GPT2Tokenizer, train_bpe
-    from labkit.text.tokenizers import CharTokenizer
-
     if name == "char":
         return CharTokenizer.from_text(corpus.text("all"))
     if name == "bpe":

@@ -17,7 +17,6 @@ from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import AutoTokenizer
 
 from labkit.text import (
-    ASSETS,
     END_OF_TEXT,
     BPETokenizer,
     CharTokenizer,
@@ -34,6 +33,7 @@ from labkit.text import (
     tokenizer_from_gguf,
     train_bpe,
 )
+from labkit.text.assets import ASSETS
 from labkit.text.bpe import _printable_bytes
 from labkit.text.hf import library_errors
 from labkit.text.published import LLAMA3

@@ -18,13 +18,13 @@ from labkit.text import (
     SequenceDataset,
     TokenStream,
     WindowDataset,
-    check_split,
     fetch,
     load_corpus,
     load_token_sequences,
     load_tokenizer,
     train_bpe,
 )
+from labkit.text.corpus import check_split
 
 FILES = {
     "latin.txt": b"caf\xe9 au lait",
