@@ -38,14 +38,13 @@ WAY_OUT = "The model itself can be loaded without it, and given ids instead of t
 class HFTokenizer(Tokenizer):
     """A published tokenizer, run by the `tokenizers` library.
 
-    content: what tokenizer.json holds, as the library writes it.  eos, bos: the tokens that end and begin a
-    text; they become special.  vocab_size may exceed the tokens, where a model's tables are padded: an id
-    that stands for nothing decodes to nothing.
+    content: what tokenizer.json holds, as `in_library_form` gives it.  eos, bos: the special tokens that end
+    and begin a text.  vocab_size may exceed the tokens, where a model's tables are padded: an id that stands
+    for nothing decodes to nothing.
 
     Ids are the library's, but a text gets no tokens that are not in it (no start, no padding), is never cut,
     and special tokens in it are text unless `encode` is told to allow them.  What the published tokenizer
     changes in a text, such as its Unicode normal form, or cannot spell, stays changed after `decode`.
-    Raises ValueError for content that contradicts itself or that the library refuses.
     """
 
     name = "hf"
@@ -61,16 +60,15 @@ class HFTokenizer(Tokenizer):
     ) -> None:
         if not isinstance(chat_template, str | None):
             raise ValueError(f"chat_template is a {type(chat_template).__name__}, not a string.")
-        self.eos, self.bos, self.chat_template = eos, bos, chat_template
-        self.content = with_ends(content, eos, bos)
+        self.content, self.eos, self.bos, self.chat_template = content, eos, bos, chat_template
         self._plain = run_by_library(self.content)
         self._plain.encode_special_tokens = True  # as ordinary text
 
         ids = self._plain.get_vocab()
         self._pieces = {token_id: piece for piece, token_id in ids.items()}
         self.vocab_size = max(vocab_size, 1 + max(self._pieces))
-        special = [token["content"] for token in self.content["added_tokens"] if token["special"]]
-        self._special = {token: ids[token] for token in special}
+        added = sorted(self._plain.get_added_tokens_decoder().items())
+        self._special = {token.content: token_id for token_id, token in added if token.special}
         self.eos_id = None if eos is None else self._special[eos]
 
         self._byte_of = {letter: byte for byte, letter in _printable_bytes().items()}
@@ -177,26 +175,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def with_ends(content: Json, eos: str | None, bos: str | None) -> Json:
-    """The content with the end and the start of a text special, and nothing that cuts or pads a text."""
-    vocabulary = pieces(content)
-    added = {token["content"]: token for token in content["added_tokens"]}
-    for role, token in (("eos", eos), ("bos", bos)):
-        if token is not None:
-            if token not in added and token not in vocabulary:
-                raise ValueError(f"{role}={token!r} is none of the tokens; added are {list(added)[:8]}.")
-            added[token] = (added.get(token) or added_token(token, vocabulary[token])) | {"special": True}
-    return content | {
-        "added_tokens": sorted(added.values(), key=lambda token: token["id"]),
-        "decoder": content["decoder"] or BYTE_LEVEL,
-        "truncation": None,
-        "padding": None,
-    }
-
-
-def in_library_form(content: Json) -> Json:
+def in_library_form(content: Json, eos: str | None = None, bos: str | None = None) -> Json:
     """A published content as the library writes it itself, whatever version has written the file.
 
+    eos, bos: tokens that become special.  Nothing is left that cuts or pads a text.
     Raises `UnsupportedTokenizerError` for kinds whose single tokens spell no text, ValueError for damage.
     """
     model, decoders = content["model"], types(content, "decoder")
@@ -218,12 +200,19 @@ def in_library_form(content: Json) -> Json:
     vocabulary = pieces(content)
     if (count := len(set(vocabulary.values()))) < max(1, len(vocabulary)):
         raise ValueError(f"{len(vocabulary)} tokens have {count} ids; expected one each, at least 1.")
-    written: Json = json.loads(run_by_library(content).to_str())
-    ids = {token["content"]: token["id"] for token in written["added_tokens"]}
+    tokenizer = run_by_library(content)
     for token in content.get("added_tokens") or []:
-        if (own := ids.get(token["content"])) != token["id"]:
+        if (own := tokenizer.token_to_id(token["content"])) != token["id"]:
             raise ValueError(f"{token['content']!r} has id {token['id']}, but the library gives it {own}.")
-    return written
+    special = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+    for role, end in (("eos", eos), ("bos", bos)):
+        if end is not None and tokenizer.token_to_id(end) is None:
+            raise ValueError(f"{role}={end!r} is none of the tokens; added are {list(special)[:8]}.")
+    tokenizer.add_special_tokens([end for end in (eos, bos) if end is not None and not special.get(end)])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    written: Json = json.loads(tokenizer.to_str())
+    return written | {"decoder": written["decoder"] or BYTE_LEVEL}
 
 
 def byte_level(
@@ -239,9 +228,7 @@ def byte_level(
     model = {"type": "BPE", "vocab": vocabulary, "merges": list(merges), "ignore_merges": ignore_merges}
     added = [added_token(*each) for each in special.items()]
     added += [added_token(*each) | {"special": False} for each in (in_every_text or {}).items()]
-    return in_library_form(
-        {"added_tokens": added, "pre_tokenizer": pre_tokenizer, "decoder": BYTE_LEVEL, "model": model}
-    )
+    return {"added_tokens": added, "pre_tokenizer": pre_tokenizer, "decoder": BYTE_LEVEL, "model": model}
 
 
 def added_token(token: str, token_id: int) -> Json:

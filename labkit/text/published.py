@@ -15,13 +15,11 @@ from labkit.text.hf import (
     WAY_OUT,
     HFTokenizer,
     Json,
-    added_token,
     byte_level,
     deciding_parts,
     in_library_form,
     load_tokenizer,
     pieces,
-    with_ends,
 )
 from labkit.text.tokenizers import (
     END_OF_TEXT,
@@ -65,8 +63,6 @@ def load_published_tokenizer(folder: str | Path) -> Tokenizer | None:
         content = read_json(source)
         if content.get("format") == FORMAT:
             return load_tokenizer(source)
-        with named(source):
-            content = in_library_form(content)
     elif vocabulary.is_file() and merges.is_file():
         source = vocabulary
         with named(source):
@@ -78,11 +74,12 @@ def load_published_tokenizer(folder: str | Path) -> Tokenizer | None:
     else:
         return None
     with named(source):
-        known = {*pieces(content), *(token["content"] for token in content["added_tokens"])}
-        eos, bos = (_token(settings.get(f"{role}_token")) for role in ("eos", "bos"))
+        known = {*pieces(content), *(token["content"] for token in content.get("added_tokens") or [])}
+        eos, bos = (settings.get(f"{role}_token") for role in ("eos", "bos"))
+        eos, bos = (each["content"] if isinstance(each, dict) else each for each in (eos, bos))
         eos = END_OF_TEXT if eos is None and END_OF_TEXT in known else eos
         bos = bos if bos in known else None
-        template = settings["chat_template"]
+        content, template = in_library_form(content, eos, bos), settings["chat_template"]
         own = _own(content) if (eos, bos, template) == (END_OF_TEXT, None, None) else None
         return own or HFTokenizer(content, eos=eos, bos=bos, chat_template=template)
 
@@ -118,6 +115,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> HFTokenizer:
             pre_tokenizer=GGUF_PRE_TOKENIZERS[pre],
             ignore_merges=pre == "llama-bpe",
         )
+        content = in_library_form(content, **ends)
         template = metadata.get("tokenizer.chat_template")
         return HFTokenizer(content, **ends, chat_template=template, vocab_size=len(tokens))
 
@@ -151,28 +149,22 @@ def content_of(tokenizer: Tokenizer) -> Json:
     if isinstance(tokenizer, GPT2Tokenizer):
         folder, names = asset_path("gpt2-tokenizer"), ASSETS["gpt2-tokenizer"].rename
         content = _from_gpt2_files(folder / names["encoder.json"], folder / names["vocab.bpe"], {})
-        return with_ends(content, END_OF_TEXT, None)
-    if isinstance(tokenizer, BPETokenizer):
+    elif isinstance(tokenizer, BPETokenizer):
         lines = tokenizer._definition()["merges"]
         shown = [letter for _, letter in sorted(_printable_bytes().items())]
         shown += [line.replace(" ", "") for line in lines]
-        return byte_level({piece: i for i, piece in enumerate(shown)} | end, lines, end)
-    if isinstance(tokenizer, CharTokenizer):
+        content = byte_level({piece: i for i, piece in enumerate(shown)} | end, lines, end)
+    elif isinstance(tokenizer, CharTokenizer):
         # Each character is a word; without `unknown` the library, too, fails on any other.
         vocabulary = {text: i for i, text in enumerate(tokenizer.characters)} | end
-        return in_library_form(
-            {
-                "added_tokens": [added_token(*each) for each in end.items()],
-                "pre_tokenizer": SPLIT | {"pattern": {"Regex": r"[\s\S]"}},
-                "decoder": {"type": "Fuse"},
-                "model": {
-                    "type": "WordLevel",
-                    "vocab": vocabulary,
-                    "unk_token": tokenizer.unknown or "<unk>",
-                },
-            }
-        )
-    raise ValueError(f"{type(tokenizer).__name__} has no form that other libraries read.")
+        content = {
+            "pre_tokenizer": SPLIT | {"pattern": {"Regex": r"[\s\S]"}},
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": tokenizer.unknown or "<unk>"},
+        }
+    else:
+        raise ValueError(f"{type(tokenizer).__name__} has no form that other libraries read.")
+    return in_library_form(content, END_OF_TEXT)
 
 
 def _own(content: Json) -> Tokenizer | None:
@@ -187,8 +179,7 @@ def _own(content: Json) -> Tokenizer | None:
             own = GPT2Tokenizer()
         else:
             own = BPETokenizer((vocabulary[left], vocabulary[right]) for left, right in model["merges"])
-        theirs = with_ends(content, END_OF_TEXT, None)
-        return own if deciding_parts(content_of(own)) == deciding_parts(theirs) else None
+        return own if deciding_parts(content_of(own)) == deciding_parts(content) else None
     except (ValueError, KeyError, AssetError):
         return None
 
@@ -216,10 +207,3 @@ def _settings(folder: Path) -> Json:
     if (path := folder / "chat_template.jinja").is_file():
         template = read_text(path)
     return settings | {"chat_template": template}
-
-
-def _token(value: Any) -> str | None:
-    text = value["content"] if isinstance(value, dict) else value
-    if not isinstance(text, str | None):
-        raise ValueError(f"a special token is {value!r:.60}; expected its text.")
-    return text
