@@ -136,6 +136,8 @@ def save_published_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     else:
         content = content_of(tokenizer)
         config |= {"eos_token": END_OF_TEXT}
+    if isinstance(tokenizer, BPETokenizer):  # lines, as GPT-2's files have them, take less room than pairs
+        content["model"]["merges"] = tokenizer._definition()["merges"]
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*OTHER_FILES, *GPT2_FILES):
         (folder / name).unlink(missing_ok=True)
