@@ -12,13 +12,16 @@ class CorpusError(ValueError):
     """A text or corpus cannot be used; the message names the file and says why."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str | Path, largest: int | None = None) -> str:
     """The text of a UTF-8 file, with or without a byte-order mark, its line ends turned into "\\n".
 
-    Raises CorpusError, with the byte offset, for undecodable bytes and binary files, and for a file
-    that is missing or holds no text.
+    Raises CorpusError, with the byte offset, for undecodable bytes and binary files, and for a file that is
+    missing, holds no text, or has more bytes than the largest allowed.
     """
+    path = Path(path)
     try:
+        if largest and (size := path.stat().st_size) > largest:
+            raise CorpusError(f"{path}: has {size:,} bytes, but such a file has {largest:,} at most.")
         raw = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path}: cannot be read ({error.strerror or error}).") from error

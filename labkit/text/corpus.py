@@ -252,13 +252,11 @@ def text_files(path: Path) -> list[Path]:
 
 def _read_documents(path: Path) -> list[Document]:
     """A file, or every .txt and .md file below a folder in order of their names."""
-    if path.is_file():
-        return [Document(file.stem, read_text(file).strip("\n")) for file in text_files(path)]
+    root = path if path.is_dir() else path.parent
     documents = []
     for file in text_files(path):
-        title = file.relative_to(path).with_suffix("").as_posix()
-        group, _, _ = title.rpartition("/")
-        documents.append(Document(title, read_text(file).strip("\n"), group))
+        title = file.relative_to(root).with_suffix("").as_posix()
+        documents.append(Document(title, read_text(file).strip("\n"), title.rpartition("/")[0]))
     return documents
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from labkit.io import write_text_atomically
 from labkit.text.assets import ASSETS, AssetError, asset_path
 from labkit.text.bpe import BPETokenizer, GPT2Tokenizer, _printable_bytes
+from labkit.text.cleaning import read_text
 from labkit.text.hf import (
     BYTE_LEVEL,
     WAY_OUT,
@@ -24,12 +25,12 @@ from labkit.text.hf import (
 from labkit.text.tokenizers import (
     END_OF_TEXT,
     FORMAT,
+    LARGEST_FILE,
     CharTokenizer,
     Tokenizer,
     UnsupportedTokenizerError,
     named,
     read_json,
-    read_text,
 )
 
 GPT2_FILES = ("vocab.json", "merges.txt")
@@ -191,7 +192,7 @@ def _from_gpt2_files(vocabulary: Path, merges: Path, settings: Mapping[str, Any]
         raise UnsupportedTokenizerError(
             f"without a tokenizer.json labkit reads no tokenizer with add_prefix_space. {WAY_OUT}"
         )
-    lines = [line.rstrip("\r") for line in read_text(merges).split("\n")]
+    lines = read_text(merges, LARGEST_FILE).split("\n")
     pairs = [line for line in lines if line and not line.startswith("#version")]
     special = {token["content"]: int(i) for i, token in settings.get("added_tokens_decoder", {}).items()}
     return byte_level(read_json(vocabulary) | special, pairs, special)
@@ -207,5 +208,5 @@ def _settings(folder: Path) -> Json:
         with named(folder / "tokenizer_config.json"):
             template = {entry["name"]: entry["template"] for entry in template}.get("default")
     if (path := folder / "chat_template.jinja").is_file():
-        template = read_text(path)
+        template = read_text(path, LARGEST_FILE)
     return settings | {"chat_template": template}

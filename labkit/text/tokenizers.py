@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from labkit.io import write_text_atomically
+from labkit.text.cleaning import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 FORMAT = "labkit-tokenizer"
 LARGEST_FILE = 2**27
+"""Bytes that a file beside a model, such as its tokenizer, has at most."""
 
 
 class UnsupportedTokenizerError(ValueError):
@@ -203,27 +205,14 @@ class CharTokenizer(Tokenizer):
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file of a model.  Raises ValueError, naming the file, for anything else."""
+    """The JSON object in a file beside a model.  Raises ValueError, naming the file, for anything else."""
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path, LARGEST_FILE))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: is no JSON text ({error}). Fetch the file again.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected a JSON object {{...}}.")
     return content
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a file of a model.  Raises ValueError, naming the file, where it is none."""
-    path = Path(path)
-    try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise ValueError(f"{path}: has {size:,} bytes, but such a file has {LARGEST_FILE:,} at most.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no text in UTF-8 ({error}). Fetch the file again.") from error
 
 
 @contextmanager
