@@ -193,15 +193,12 @@ class ShuffledWindows(Batches):
     """Windows in an order drawn anew for each epoch, each window once per epoch; batches are always full."""
 
     def __init__(self, windows: _Windows, batch_size: int, seed: int = 0) -> None:
-        _at_least(1, "ShuffledWindows", batch_size=batch_size)
-        _at_least(0, "ShuffledWindows", seed=seed)
         self.windows, self.batch_size, self.seed = windows, batch_size, seed
         self.context_length = windows.context_length
         self.tokens_per_epoch = len(windows) * windows.context_length
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        _at_least(0, "ShuffledWindows.batch", step=step)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
         epochs, within = np.divmod(places, len(self.windows))
         chosen = [self._epoch(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
@@ -250,11 +247,8 @@ def load_token_sequences(path: str | Path, context_length: int, *, pad_id: int) 
     if not sequences:
         raise ValueError(f"{path}: has no sequence of at least 2 ids.")
     windows = [WindowDataset(each, context_length, keep_tail=True, pad_id=pad_id) for each in sequences]
-    inputs, targets = (
-        torch.cat([each.inputs for each in windows]),
-        torch.cat([each.targets for each in windows]),
-    )
-    return SequenceDataset(inputs.long(), targets.long())
+    inputs, targets = zip(*(each.gather(torch.arange(len(each))) for each in windows), strict=True)
+    return SequenceDataset(torch.cat(inputs), torch.cat(targets))
 
 
 def _sequences(content: Any, where: str, pad_id: int) -> Iterator[Tensor]:

@@ -88,8 +88,8 @@ def load_gpt2(source: str | Path) -> LoadedModel:
     report = load_into(model, tensors, GPT2, path)
 
     def load_tokenizer() -> Tokenizer | None:
-        default = GPT2Tokenizer if model.config.vocab_size == 50257 else lambda: None
-        return load_published_tokenizer(folder) or default()
+        found = load_published_tokenizer(folder)
+        return GPT2Tokenizer() if found is None and model.config.vocab_size == 50257 else found
 
     return LoadedModel(model, fitting_tokenizer(load_tokenizer, model, folder), report)
 
