@@ -3,9 +3,9 @@
 Batches: random crops of a million and a half ids of 16 bits, in memory and in a file, against reference.py's
 list of crops; their share of a `char-mini` training step on one thread; as a limit a plain copy of as many
 bytes.  Text to ids of 16 bits with GPT-2's tokenizer: the plays once, the plays up to 50 MB, and Python's own
-library, whose indented lines cannot take the quick way, against tiktoken's encode_ordinary_batch with as many
-threads as there are cores, which ends in lists; the ids are compared.  As a limit one thread's rate times the
-cores.  Learning 4,096 pieces from the plays.
+library, against tiktoken's encode_ordinary_batch with as many threads as there are cores, which ends in
+lists; the ids are compared.  As a limit one thread's rate times the cores.  Learning 4,096 pieces from the
+plays.
 
     python benchmarks/data_path.py [--rounds 9] [--quick]
 """
@@ -86,7 +86,7 @@ def batch_row(
         path = Path(folder) / "ids.bin"
         ids.tofile(path)
         data = np.memmap(path, dtype=np.uint16, mode="r") if mapped else ids
-        stream = TokenStream(path if mapped else ids, context, batch_size)
+        stream = TokenStream(data, context, batch_size)
         numbers = itertools.count()
         source = np.zeros((2, batch_size, context), dtype=np.int64)
         contestants = {

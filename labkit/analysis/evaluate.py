@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit.model import GPT, evaluating
 from labkit.model.loss import CHUNK, cross_entropy
 from labkit.text import Document, Tokenizer
-from labkit.text.batches import Ids, _id_tensor
+from labkit.text.batches import Ids, id_tensor
 
 Progress = Callable[[int], object]
 
@@ -128,7 +128,7 @@ def sliding_losses(
             f"sliding_losses: stride={stride} must be from 1 to the model's context_length={context}, and "
             f"batch_size={batch_size} at least 1."
         )
-    tokens = _id_tensor(ids, "sliding_losses").long()
+    tokens = id_tensor(ids, "sliding_losses").long()
     if len(tokens) < 2:
         raise ValueError(f"sliding_losses: {len(tokens)} tokens are too few; the first is not predicted.")
     windows = [(tokens[None, : context + 1], min(len(tokens) - 1, context))]

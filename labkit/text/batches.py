@@ -10,54 +10,64 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from labkit.text.encode import EncodedText, checksum, is_encoded
+from labkit.text.encode import checksum
 
 IGNORE = -100
 """Target of padding, which the loss leaves out. An id of its own, so that a padding id which is also
 the end of a text drops no real end."""
 
+MIN_LENGTH, MAX_LENGTH = 32, 128
+"""Lengths to which sequences of others are brought."""
+
 Ids = Sequence[int] | np.ndarray | Tensor
 
 
 class _Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs (input, target), each (context_length,) int64, one by one or in batches."""
+    """Pairs (input, target), each (context_length,) int64, one by one or in batches.
 
-    context_length: int
+    inputs, targets: (windows, context_length), of any whole dtype; views cost no memory.
+    """
+
+    inputs: Tensor
+    targets: Tensor
     total_tokens: int
     """Targets that count towards the loss, over all windows."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    @property
+    def context_length(self) -> int:
+        return self.inputs.shape[1]
 
-    @abstractmethod
-    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of some windows, each (windows, context_length)."""
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        inputs, targets = self.gather(torch.tensor([index % len(self)]))
+        return inputs[0], targets[0]
 
     @abstractmethod
     def fingerprint(self) -> str:
         """A checksum of all inputs and targets."""
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
-        inputs, targets = self._gather(torch.tensor([index % len(self)]))
-        return inputs[0], targets[0]
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the inputs and targets of some windows, each (windows, context_length) int64."""
+        return self.inputs[indices].long(), self.targets[indices].long()
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets, each (batch, context_length) int64, in order; the last batch may be smaller.
 
         limit: take only so many windows, spread evenly over all of them, always the same ones.
         """
-        if batch_size < 1:
-            raise ValueError(f"batches: batch_size={batch_size} must be at least 1.")
-        if limit is not None and limit < 1:
-            raise ValueError(f"batches: limit={limit} must be at least 1.")
-        count = len(self) if limit is None else min(limit, len(self))
+        limit = len(self) if limit is None else limit
+        _at_least(1, "batches", batch_size=batch_size, limit=limit)
+        count = min(limit, len(self))
         chosen = torch.arange(count) * len(self) // count
-        return (self._gather(part) for part in chosen.split(batch_size))
+        return (self.gather(part) for part in chosen.split(batch_size))
 
 
 class WindowDataset(_Windows):
@@ -77,45 +87,31 @@ class WindowDataset(_Windows):
         keep_tail: bool = False,
         pad_id: int = 0,
     ) -> None:
-        self.ids = _id_tensor(ids, "WindowDataset")
-        self.context_length = context_length
-        self.stride = context_length if stride is None else stride
-        self.pad_id = pad_id
-        _at_least(1, "WindowDataset", context_length=context_length, stride=self.stride)
+        stride = context_length if stride is None else stride
+        _at_least(1, "WindowDataset", context_length=context_length, stride=stride)
         _at_least(0, "WindowDataset", pad_id=pad_id)
-        predictable = len(self.ids) - 1  # the last id has no successor
-        self._full = max(0, (predictable - context_length) // self.stride + 1)
-        covered = (self._full - 1) * self.stride + context_length if self._full else 0
-        self._tail = max(0, predictable - self._full * self.stride) if covered < predictable else 0
-        if not keep_tail:
-            self._tail = 0
-        if not len(self):
+        ids = id_tensor(ids, "WindowDataset")
+        inputs, targets = ids[:-1], ids[1:]  # the last id has no successor
+        full = max(0, (len(inputs) - context_length) // stride + 1)
+        seen = (full - 1) * stride + context_length if full else 0
+        tail = max(0, len(inputs) - full * stride) if keep_tail and seen < len(inputs) else 0
+        if not full and not tail:
             raise ValueError(
-                f"WindowDataset: {len(self.ids)} ids are too few for context_length={context_length}, which "
+                f"WindowDataset: {len(ids)} ids are too few for context_length={context_length}, which "
                 f"needs {2 if keep_tail else context_length + 1}. Use more text, a shorter context"
                 f"{'.' if keep_tail else ', or keep_tail=True.'}"
             )
-        self.total_tokens = self._full * context_length + self._tail
-        length = min(context_length + 1, len(self.ids))
-        self._crops = self.ids.unfold(0, length, self.stride)  # (windows, context_length + 1), no copy
-
-    def __len__(self) -> int:
-        return self._full + (self._tail > 0)
-
-    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._tail or int(indices.max()) < self._full:
-            crops = self._crops[indices]
-            return crops[:, :-1].to(torch.long, copy=True), crops[:, 1:].to(torch.long, copy=True)
-        places = indices[:, None] * self.stride + torch.arange(self.context_length + 1)
-        inside = places < len(self.ids)
-        ids = self.ids[places.clamp(max=len(self.ids) - 1)].long()  # (windows, context_length + 1)
-        padded = torch.where(inside, ids, self.pad_id)
-        # The tail's input leaves out the last id: nothing follows it.
-        inputs = torch.where(inside[:, 1:], padded[:, :-1], self.pad_id)
-        return inputs, torch.where(inside[:, 1:], padded[:, 1:], IGNORE)
+        if tail:
+            missing = context_length - tail
+            inputs = F.pad(inputs.long(), (0, missing), value=pad_id)
+            targets = F.pad(targets.long(), (0, missing), value=IGNORE)
+        self.inputs = inputs.unfold(0, context_length, stride)  # (windows, context_length), no copy
+        self.targets = targets.unfold(0, context_length, stride)
+        self.total_tokens = full * context_length + tail
+        self._defined_by = ids, [context_length, stride, tail]
 
     def fingerprint(self) -> str:
-        return checksum(self.ids, [self.context_length, self.stride, self._tail])
+        return checksum(*self._defined_by)
 
 
 class SequenceDataset(_Windows):
@@ -131,17 +127,9 @@ class SequenceDataset(_Windows):
                 f"SequenceDataset: inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} must both "
                 "be (windows, context_length)."
             )
-        _id_tensor(inputs.flatten(), "SequenceDataset: inputs")
-        _id_tensor(targets[targets != IGNORE], "SequenceDataset: targets")
-        self.inputs, self.targets = inputs, targets
-        self.context_length = inputs.shape[1]
-        self.total_tokens = int((targets != IGNORE).sum())
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def _gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inputs[indices], self.targets[indices]
+        counted = id_tensor(targets[targets != IGNORE], "SequenceDataset: targets")
+        id_tensor(inputs.flatten(), "SequenceDataset: inputs")
+        self.inputs, self.targets, self.total_tokens = inputs, targets, len(counted)
 
     def fingerprint(self) -> str:
         return checksum(self.inputs, self.targets)
@@ -173,32 +161,22 @@ class Batches(ABC):
 class TokenStream(Batches):
     """Random crops of one long sequence of ids, for training.
 
-    ids: (tokens,), or the path of a .npy file, of a .bin file of bare numbers of the given dtype, or of a
-    folder made by `labkit encode`; files stay on disk and are read where a crop falls (memory-mapped).
+    ids: (tokens,); an array mapped from a file stays there, and is read where a crop falls.
     Raises ValueError for ids too short for one window, and for negative ones.
     """
 
-    def __init__(
-        self,
-        ids: Ids | str | Path,
-        context_length: int,
-        batch_size: int,
-        seed: int = 0,
-        *,
-        dtype: str = "uint16",
-    ) -> None:
+    def __init__(self, ids: Ids, context_length: int, batch_size: int, seed: int = 0) -> None:
         _at_least(1, "TokenStream", context_length=context_length, batch_size=batch_size)
         _at_least(0, "TokenStream", seed=seed)
-        self._data = _open_ids(Path(ids), dtype) if isinstance(ids, str | Path) else _id_array(ids)
+        self._data = id_array(ids, "TokenStream")
         self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
-        self.total_tokens = self.tokens_per_epoch = len(self._data)
-        if self.total_tokens < context_length + 1:
+        self.tokens_per_epoch = len(self._data)
+        if len(self._data) < context_length + 1:
             raise ValueError(
-                f"TokenStream: {self.total_tokens} ids are too few for context_length={context_length}, "
+                f"TokenStream: {len(self._data)} ids are too few for context_length={context_length}, "
                 f"which needs {context_length + 1}. Use more text or a shorter context."
             )
-        # A view of every run of so many ids: a file stays on disk.
-        self._crops = np.lib.stride_tricks.sliding_window_view(np.asarray(self._data), context_length + 1)
+        self._crops = np.lib.stride_tricks.sliding_window_view(self._data, context_length + 1)  # no copy
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         _at_least(0, "TokenStream.batch", step=step)
@@ -215,19 +193,16 @@ class ShuffledWindows(Batches):
     """Windows in an order drawn anew for each epoch, each window once per epoch; batches are always full."""
 
     def __init__(self, windows: _Windows, batch_size: int, seed: int = 0) -> None:
-        _at_least(1, "ShuffledWindows", batch_size=batch_size)
-        _at_least(0, "ShuffledWindows", seed=seed)
         self.windows, self.batch_size, self.seed = windows, batch_size, seed
         self.context_length = windows.context_length
         self.tokens_per_epoch = len(windows) * windows.context_length
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def batch(self, step: int, *, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        _at_least(0, "ShuffledWindows.batch", step=step)
         places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
         epochs, within = np.divmod(places, len(self.windows))
         chosen = [self._epoch(int(epoch))[within[epochs == epoch]] for epoch in np.unique(epochs)]
-        return self.windows._gather(torch.from_numpy(np.concatenate(chosen)))
+        return self.windows.gather(torch.from_numpy(np.concatenate(chosen)))
 
     def _epoch(self, number: int) -> np.ndarray:
         if self._order[0] != number:
@@ -239,43 +214,27 @@ class ShuffledWindows(Batches):
         return self.windows.fingerprint()
 
 
-def load_token_sequences(
-    path: str | Path,
-    context_length: int,
-    *,
-    pad_id: int,
-    min_length: int = 32,
-    max_length: int = 128,
-    eos_id: int | None = None,
-) -> SequenceDataset:
+def load_token_sequences(path: str | Path, context_length: int, *, pad_id: int) -> SequenceDataset:
     """Training windows from a .pt file of text that others have tokenised.
 
     The file holds a list of id tensors of varying length, or batches: a dict with "input_ids"
-    (batch, seq), with or without "attention_mask", or a list or dict of such dicts. It is loaded with
+    (batch, seq), with or without "attention_mask", or a list of such dicts. It is loaded with
     weights_only=True, so it can run no code.
 
-    Each sequence is brought to context_length, which must lie in min_length .. max_length: a longer one
-    is chunked so that every target is seen once, a shorter one is padded with pad_id. Targets of padding
-    are -100, so a pad_id that is also the end of a text drops no real end. Sequences of one id predict
-    nothing and are left out.
+    Each sequence is brought to context_length, 32 to 128: a longer one is chunked so that every target is
+    seen once, a shorter one is padded with pad_id. Targets of padding are -100, so a pad_id that is also the
+    end of a text drops no real end. Sequences of one id predict nothing and are left out.
 
     Padding already in a batch is cut off where attention_mask is 0. Without a mask, ids equal to pad_id
-    at the end of a row are taken for padding, except the first of them, which may be the end of the text;
-    give an eos_id other than pad_id to cut that one too.
+    at the end of a row are taken for padding, except the first of them, which may be the end of the text.
     Raises ValueError, naming the file, for anything else.
     """
-    if not 1 <= min_length <= max_length:
+    if not MIN_LENGTH <= context_length <= MAX_LENGTH:
         raise ValueError(
-            f"load_token_sequences: min_length={min_length} and max_length={max_length} must be a range "
-            "from 1 up."
-        )
-    if not min_length <= context_length <= max_length:
-        raise ValueError(
-            f"load_token_sequences: context_length={context_length} is outside {min_length} .. {max_length}. "
-            "Choose another, or widen min_length and max_length."
+            f"load_token_sequences: context_length={context_length} is outside {MIN_LENGTH} .. {MAX_LENGTH}. "
+            "Choose another."
         )
     _at_least(0, "load_token_sequences", pad_id=pad_id)
-    keep_end = eos_id is None or eos_id == pad_id
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -284,49 +243,27 @@ def load_token_sequences(
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path}: cannot be read as a .pt file ({error}).") from error
-    sequences = [
-        sequence for sequence in _sequences(content, str(path), pad_id, keep_end) if len(sequence) > 1
-    ]
+    sequences = [each for each in _sequences(content, str(path), pad_id) if len(each) > 1]
     if not sequences:
         raise ValueError(f"{path}: has no sequence of at least 2 ids.")
-    windows = [
-        WindowDataset(sequence, context_length, keep_tail=True, pad_id=pad_id) for sequence in sequences
-    ]
-    pairs = [window._gather(torch.arange(len(window))) for window in windows]
-    return SequenceDataset(torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs]))
+    windows = [WindowDataset(each, context_length, keep_tail=True, pad_id=pad_id) for each in sequences]
+    inputs, targets = zip(*(each.gather(torch.arange(len(each))) for each in windows), strict=True)
+    return SequenceDataset(torch.cat(inputs), torch.cat(targets))
 
 
-def _sequences(content: Any, where: str, pad_id: int, keep_end: bool) -> Iterator[Tensor]:
+def _sequences(content: Any, where: str, pad_id: int) -> Iterator[Tensor]:
     """Every sequence in what a .pt file holds, padding removed."""
     if isinstance(content, dict):
-        if "input_ids" not in content:
-            if content and all(isinstance(value, dict) for value in content.values()):
-                for key, value in content.items():
-                    yield from _sequences(value, f"{where}, {key!r}", pad_id, keep_end)
-                return
-            keys = ", ".join(map(repr, list(content)[:5]))
-            raise ValueError(f"{where}: the dict has no 'input_ids', only {keys or 'nothing'}.")
-        rows, masks = content["input_ids"], content.get("attention_mask")
-        if masks is not None and len(masks) != len(rows):
-            raise ValueError(f"{where}: attention_mask has {len(masks)} rows, input_ids {len(rows)}.")
-        for number, row in enumerate(rows):
-            ids = _id_tensor(row, f"{where}, row {number}")
-            if masks is None:
-                yield _without_padding(ids, pad_id, keep_end)
-            else:
-                mask = torch.as_tensor(masks[number])
-                if mask.shape != ids.shape:
-                    raise ValueError(f"{where}, row {number}: attention_mask and input_ids differ in length.")
-                yield ids[mask.bool()]
+        yield from _rows(content, where, pad_id)
     elif isinstance(content, Tensor) and content.ndim == 2:
-        yield from _sequences({"input_ids": content}, where, pad_id, keep_end)
+        yield from _rows({"input_ids": content}, where, pad_id)
     elif isinstance(content, list | tuple):
         for number, item in enumerate(content):
             place = f"{where}, item {number}"
             if isinstance(item, dict) or (isinstance(item, Tensor) and item.ndim == 2):
-                yield from _sequences(item, place, pad_id, keep_end)
+                yield from _sequences(item, place, pad_id)
             else:
-                yield _id_tensor(item, place)
+                yield id_tensor(item, place)
     else:
         raise ValueError(
             f"{where}: holds a {type(content).__name__}; expected a list of id tensors or "
@@ -334,64 +271,53 @@ def _sequences(content: Any, where: str, pad_id: int, keep_end: bool) -> Iterato
         )
 
 
-def _without_padding(ids: Tensor, pad_id: int, keep_end: bool) -> Tensor:
-    real = (ids != pad_id).nonzero()
-    length = int(real[-1]) + 1 if len(real) else 0
-    return ids[: length + 1] if keep_end and length else ids[:length]
+def _rows(batch: dict[str, Any], where: str, pad_id: int) -> Iterator[Tensor]:
+    """The rows of a padded batch, each without its padding."""
+    if "input_ids" not in batch:
+        keys = ", ".join(map(repr, list(batch)[:5]))
+        raise ValueError(f"{where}: the dict has no 'input_ids', only {keys or 'nothing'}.")
+    rows, masks = batch["input_ids"], batch.get("attention_mask")
+    if masks is not None and len(masks) != len(rows):
+        raise ValueError(f"{where}: attention_mask has {len(masks)} rows, input_ids {len(rows)}.")
+    for number, row in enumerate(rows):
+        ids = id_tensor(row, f"{where}, row {number}")
+        if masks is None:
+            real = (ids != pad_id).nonzero()
+            yield ids[: int(real[-1]) + 2 if len(real) else 0]
+            continue
+        mask = torch.as_tensor(masks[number])
+        if mask.shape != ids.shape:
+            raise ValueError(f"{where}, row {number}: attention_mask and input_ids differ in length.")
+        yield ids[mask.bool()]
 
 
-def _id_tensor(ids: Any, name: str) -> Tensor:
-    """Ids as a 1-D tensor of whole numbers, none negative."""
-    if isinstance(ids, np.ndarray) and ids.dtype in (np.uint16, np.uint32, np.uint64):
-        ids = ids.astype(np.int64)  # PyTorch gathers from few unsigned kinds
+def id_tensor(ids: Ids, name: str) -> Tensor:
+    """The same as `id_array`, as a tensor."""
+    array = id_array(ids, name)
+    unsigned = array.dtype.kind == "u"  # PyTorch gathers from few such kinds
+    return torch.from_numpy(array.astype(np.int64) if unsigned else array)
+
+
+def id_array(ids: Ids, name: str) -> np.ndarray:
+    """Ids as a one-dimensional array of whole numbers, none negative, in their own, perhaps small, dtype.
+
+    A mapped file stays where it is; one of signed numbers is read once.
+    Raises ValueError, which begins with the name, for anything else.
+    """
     try:
-        tensor = torch.as_tensor(ids)
+        array = np.asarray(ids)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: ids must be whole numbers in one dimension ({error}).") from error
-    if tensor.ndim != 1:
-        raise ValueError(f"{name}: ids have shape {tuple(tensor.shape)}; one dimension is needed.")
-    if not len(tensor):
-        return tensor.long()
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name}: ids are {tensor.dtype}; whole numbers are needed.")
-    if (low := int(tensor.min())) < 0:
-        raise ValueError(f"{name}: id {low} is negative.")
-    return tensor
-
-
-def _id_array(ids: Ids, what: str = "the array") -> np.ndarray:
-    """The same as an array, in its own, perhaps smaller, dtype; a file of signed ids is read once."""
-    if not isinstance(ids, np.ndarray):
-        return _id_tensor(ids, "TokenStream").numpy()
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    if array.ndim == 1 and not len(array):
+        return array.astype(np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"TokenStream: {what} holds {ids.dtype} of shape {ids.shape}; whole numbers are needed, in one "
+            f"{name}: ids are {array.dtype} of shape {array.shape}; whole numbers are needed, in one "
             "dimension."
         )
-    if ids.dtype.kind == "i" and len(ids) and (low := int(ids.min())) < 0:
-        raise ValueError(f"TokenStream: {what} holds id {low}, which is negative.")
-    return ids
-
-
-def _open_ids(path: Path, dtype: str) -> np.ndarray:
-    """A memory-mapped array of ids."""
-    if is_encoded(path):
-        return EncodedText(path).ids
-    if not path.is_file():
-        raise ValueError(f"TokenStream: {path} is not a file, nor a folder made by `labkit encode`.")
-    if path.suffix == ".npy":
-        try:
-            data = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"TokenStream: {path} is not a .npy file of numbers ({error}).") from error
-    elif path.suffix == ".bin":
-        size = np.dtype(dtype).itemsize
-        if not path.stat().st_size or path.stat().st_size % size:
-            raise ValueError(f"TokenStream: {path} has {path.stat().st_size} bytes, no multiple of {dtype}.")
-        data = np.memmap(path, dtype=dtype, mode="r")
-    else:
-        raise ValueError(f"TokenStream: {path} must end in .npy or .bin.")
-    return _id_array(data, str(path))
+    if array.dtype.kind == "i" and (low := int(array.min())) < 0:
+        raise ValueError(f"{name}: id {low} is negative.")
+    return array
 
 
 def _at_least(low: int, name: str, **values: int) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import heapq
 import os
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -30,46 +28,27 @@ from labkit.text.tokenizers import END_OF_TEXT, Tokenizer, refuse_surrogates
 # space. The possessive ++ changes no result, it only keeps long runs from costing quadratic time.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
-# Nothing here looks ahead, so it runs twice as fast. It cuts alike where _LONG_SPACE finds nothing: only of
-# three and more white spaces, or of those at the end, are several one pre-token.
-_QUICK_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s"
-_LONG_SPACE = re.compile(r"\s\s\s|\s\s\Z")
-
-# White space after a visible character begins a pre-token, whatever comes before and after.
-_BREAK = re.compile(r"(?<=\S)[ \n]")
-_BLOCK = 2**16
-"""Characters that are encoded in one go."""
-
 Pair = tuple[int, int]
 
 
 class _ByteLevelTokenizer(Tokenizer):
-    """What tiktoken does, behind the interface of `Tokenizer`: long texts in blocks, several by threads."""
+    """What tiktoken does, behind the interface of `Tokenizer`."""
 
     _encoding: tiktoken.Encoding
-    _quick_encoding: tiktoken.Encoding
-    """The same merges behind _QUICK_PATTERN."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        self._check_id(token_id)
-        return self._encoding.decode_single_token_bytes(int(token_id))
+        return self._encoding.decode_single_token_bytes(self._check_id(token_id))
 
     def decode(self, ids: Any) -> str:
         return self._encoding.decode(self._checked_ids(ids), errors="replace")
 
     def _encode(self, text: str) -> np.ndarray:
-        return np.concatenate([self._encode_block(block) for block in _blocks(text)])
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """By as many threads as there are cores: tiktoken works without Python's lock."""
-        blocks = [list(_blocks(text)) for text in texts]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ids = pool.map(self._encode_block, chain.from_iterable(blocks))
-            return [np.concatenate([next(ids) for _ in each]) for each in blocks]
-
-    def _encode_block(self, text: str) -> np.ndarray:
-        encoding = self._encoding if _LONG_SPACE.search(text) else self._quick_encoding
-        return encoding.encode_to_numpy(text, disallowed_special=())
+            return list(pool.map(self._encode, texts))
 
 
 class BPETokenizer(_ByteLevelTokenizer):
@@ -79,7 +58,6 @@ class BPETokenizer(_ByteLevelTokenizer):
     """
 
     name = "bpe"
-    kinds = ("bpe",)
     eos_id: int
 
     def __init__(self, merges: Iterable[Pair]) -> None:
@@ -102,7 +80,6 @@ class BPETokenizer(_ByteLevelTokenizer):
             mergeable_ranks=ranks,
             special_tokens={END_OF_TEXT: self.eos_id},
         )
-        self._quick_encoding = _quick(self._encoding)
 
     def _definition(self) -> dict[str, Any]:
         """Merges as GPT-2's files write them: "t h", with the bytes that do not print as other letters."""
@@ -125,13 +102,11 @@ class GPT2Tokenizer(_ByteLevelTokenizer):
     """GPT-2's byte-level BPE: 50,257 ids, the last one the end of a text. Needs no network."""
 
     name = "gpt2"
-    kinds = ("gpt2",)
     eos_id: int
 
     def __init__(self) -> None:
         use_offline_tiktoken()
         self._encoding = tiktoken.get_encoding("gpt2")
-        self._quick_encoding = _quick(self._encoding)
         self.vocab_size = self._encoding.n_vocab
         self.eos_id = self._encoding.eot_token
 
@@ -232,25 +207,6 @@ def _merge(word: list[int], pair: Pair, new_id: int) -> list[int]:
             merged.append(word[i])
             i += 1
     return merged
-
-
-@lru_cache(maxsize=4)  # tiktoken keeps GPT-2's encoding too; another of these would take 40 ms
-def _quick(encoding: tiktoken.Encoding) -> tiktoken.Encoding:
-    return tiktoken.Encoding(
-        f"{encoding.name}-quick",
-        pat_str=_QUICK_PATTERN,
-        mergeable_ranks=encoding._mergeable_ranks,
-        special_tokens=encoding._special_tokens,
-    )
-
-
-def _blocks(text: str) -> Iterator[str]:
-    """A text in parts whose ids, joined, are those of the whole."""
-    start = 0
-    while found := _BREAK.search(text, start + _BLOCK):
-        yield text[start : found.start()]
-        start = found.start()
-    yield text[start:]
 
 
 def _printable_bytes() -> dict[int, str]:

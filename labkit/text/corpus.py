@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from labkit.text.assets import asset_path
+from labkit.text.bpe import GPT2Tokenizer, train_bpe
 from labkit.text.cleaning import CorpusError, clean_play, documents_at_paragraphs, read_text
+from labkit.text.tokenizers import CharTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     import pandas
     from torch import Tensor
-
-    from labkit.text.tokenizers import Tokenizer
 
 SPLITS = ("train", "val", "test")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -71,7 +73,6 @@ class Corpus:
         groups: only documents of these groups; of all when none is named.
         Returns shape (tokens,), int64.  Raises CorpusError for a group that the split does not have.
         """
-        import numpy as np
         import torch
 
         chosen = self.split(split)
@@ -91,9 +92,10 @@ class Corpus:
     def fingerprint(self) -> str:
         """sha256, in hex, of every split, title and text."""
         digest = hashlib.sha256()
-        for split, document in self._labelled():
-            for part in (split, document.title, document.text):
-                digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
+        for split in SPLITS:
+            for document in self.split(split):
+                for part in (split, document.title, document.text):
+                    digest.update(hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest())
         return digest.hexdigest()
 
     def summary(self) -> pandas.DataFrame:
@@ -106,40 +108,21 @@ class Corpus:
         ]
         return pd.DataFrame(rows, columns=["split", "documents", "characters"])
 
-    def _labelled(self) -> Iterator[tuple[str, Document]]:
-        for split in SPLITS:
-            for document in self.split(split):
-                yield split, document
 
-
-def check_split(
-    corpus: Corpus, *, tokenizer: Tokenizer | None = None, context_length: int | None = None
-) -> None:
-    """Raise CorpusError where a split cannot be trusted or is too short.
-
-    No text may stand in two splits, or twice in one; there must be training text; and, given a
-    tokenizer and a context length, each split that has documents needs one window at least.
-    """
+def check_split(corpus: Corpus) -> None:
+    """Raise CorpusError where there is no training text, or a text stands in two splits, or twice in one."""
     if not corpus.train:
         raise CorpusError(f"{corpus.name}: there are no documents to train on.")
     seen: dict[str, str] = {}
-    for split, document in corpus._labelled():
-        title = f"{document.title!r} ({split})"
-        if document.text in seen:
-            raise CorpusError(
-                f"{corpus.name}: {title} has the same text as {seen[document.text]}. Remove one of them, or "
-                "what is held out has been trained on."
-            )
-        seen[document.text] = title
-    if tokenizer is None or context_length is None:
-        return
-    for name in SPLITS:
-        length = len(corpus.encode(tokenizer, name))
-        if corpus.split(name) and length < context_length + 1:
-            raise CorpusError(
-                f"{corpus.name}: {name} has {length} tokens, but context_length={context_length} needs at "
-                f"least {context_length + 1}. Use more text or a shorter context."
-            )
+    for split in SPLITS:
+        for document in corpus.split(split):
+            title = f"{document.title!r} ({split})"
+            if document.text in seen:
+                raise CorpusError(
+                    f"{corpus.name}: {title} has the same text as {seen[document.text]}. Remove one of them, "
+                    "or what is held out has been trained on."
+                )
+            seen[document.text] = title
 
 
 def load_corpus(
@@ -185,9 +168,6 @@ def build_tokenizer(name: str, corpus: Corpus) -> Tokenizer:
 
     Raises ValueError for another name.
     """
-    from labkit.text.bpe import GPT2Tokenizer, train_bpe
-    from labkit.text.tokenizers import CharTokenizer
-
     if name == "char":
         return CharTokenizer.from_text(corpus.text("all"))
     if name == "bpe":
@@ -215,9 +195,10 @@ def _named(
     else:
         documents = _registered_file(name, entry, root)
     if "clean" in entry:
-        documents = _clean(name, documents, entry.get("fixes", []))
+        documents = [_clean(document, entry["fixes"]) for document in documents]
     if "val" in entry and val_fraction is None and test_fraction is None:
-        splits = _declared_split(name, documents, entry["val"], entry["test"])
+        held_out = ([each for each in documents if each.title in entry[split]] for split in ("val", "test"))
+        splits = _hold_out(documents, *held_out)
     else:
         val_fraction = entry.get("val_fraction") if val_fraction is None else val_fraction
         test_fraction = entry.get("test_fraction") if test_fraction is None else test_fraction
@@ -271,39 +252,20 @@ def text_files(path: Path) -> list[Path]:
 
 def _read_documents(path: Path) -> list[Document]:
     """A file, or every .txt and .md file below a folder in order of their names."""
-    if path.is_file():
-        return [Document(file.stem, read_text(file).strip("\n")) for file in text_files(path)]
+    root = path if path.is_dir() else path.parent
     documents = []
     for file in text_files(path):
-        title = file.relative_to(path).with_suffix("").as_posix()
-        group, _, _ = title.rpartition("/")
-        documents.append(Document(title, read_text(file).strip("\n"), group))
+        title = file.relative_to(root).with_suffix("").as_posix()
+        documents.append(Document(title, read_text(file).strip("\n"), title.rpartition("/")[0]))
     return documents
 
 
-def _clean(name: str, documents: list[Document], fixes: list[list[str]]) -> list[Document]:
+def _clean(document: Document, fixes: list[list[str]]) -> Document:
     """Correct the slips that corpora.toml lists, then turn Markdown into a printed page."""
-    texts = [document.text for document in documents]
+    text = document.text
     for pattern, replacement in fixes:
-        fixed = [re.subn(pattern, replacement, text, flags=re.MULTILINE) for text in texts]
-        if not any(count for _, count in fixed):
-            raise CorpusError(f"{name}: the fix {pattern!r} in corpora.toml matches nothing.")
-        texts = [text for text, _ in fixed]
-    cleaned = []
-    for document, text in zip(documents, texts, strict=True):
-        try:
-            cleaned.append(Document(document.title, clean_play(text), document.group))
-        except CorpusError as error:
-            raise CorpusError(f"{name}: {document.title}: {error}") from error
-    return cleaned
-
-
-def _declared_split(name: str, documents: list[Document], val: list[str], test: list[str]) -> _Splits:
-    titles = {document.title for document in documents}
-    if missing := [title for title in [*val, *test] if title not in titles]:
-        raise CorpusError(f"{name}: corpora.toml holds out {', '.join(missing)}, which the text has not.")
-    held_out = ([document for document in documents if document.title in part] for part in (val, test))
-    return _hold_out(documents, *held_out)
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    return Document(document.title, clean_play(text), document.group)
 
 
 def _split(documents: list[Document], val_fraction: float | None, test_fraction: float | None) -> _Splits:

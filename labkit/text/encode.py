@@ -2,7 +2,8 @@
 
 A folder of ids holds ids.bin (uint16 or uint32), documents.bin (int64, where each document begins),
 sources.jsonl (a line per document), tokenizer.json and encoded.json.  Until that is written, progress.jsonl
-has a line for every finished group of documents: its end, in ids, documents and bytes of text.
+has a line for every finished group of documents: its end, in ids and bytes of text, and where documents
+begin in it.
 
 The ids are those of `Corpus.encode`: every .txt or .md file is a document, line ends at its borders are
 dropped, and the tokenizer's end-of-text id follows it.  A file is read in pieces of one to two MiB, each cut
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from labkit.io import write_text_atomically
+from labkit.io import write_atomically, write_text_atomically
 from labkit.text.bpe import GPT2Tokenizer, train_bpe
 from labkit.text.cleaning import CorpusError, decode_text
 from labkit.text.corpus import text_files
@@ -56,7 +57,6 @@ class EncodedText:
         self.folder = Path(folder).expanduser()
         path = self.folder / "encoded.json"
         if not path.exists():
-            _refuse_shards(self.folder)
             if (self.folder / "progress.jsonl").exists():
                 raise CorpusError(f"{self.folder}: is not finished. Run the same `labkit encode` again.")
             raise CorpusError(f"{self.folder}: was not made by `labkit encode`; it has no encoded.json.")
@@ -80,9 +80,9 @@ class EncodedText:
 
 
 def is_encoded(folder: str | Path) -> bool:
-    """Whether `labkit encode` made a folder: finished or not, in this layout or the one before."""
+    """Whether `labkit encode` made a folder, finished or not."""
     folder = Path(folder).expanduser()
-    return any((folder / name).is_file() for name in ("encoded.json", "progress.jsonl", "shard-00000.npy"))
+    return any((folder / name).is_file() for name in ("encoded.json", "progress.jsonl"))
 
 
 def encode_folder(
@@ -118,7 +118,7 @@ def encode_folder(
     job = {
         "format": FORMAT,
         "tokenizer": tokenizer.fingerprint,
-        "block": BLOCK,
+        "pieces": BLOCK,
         "sources": hashlib.sha256(_lines(sources).encode()).hexdigest(),
         "dtype": "<u2" if tokenizer.vocab_size <= 2**16 else "<u4",
         "bytes": sum(document["bytes"] for document in sources),
@@ -127,7 +127,7 @@ def encode_folder(
     if (out / "encoded.json").exists():
         (out / "progress.jsonl").unlink(missing_ok=True)
         return EncodedText(out), 0
-    done = finished[-1] if finished else [0, 0, 0]
+    done = finished[-1][1] if finished else 0
     with (
         _named(out, "written", " What is finished is kept: make room, then run the same command again."),
         tqdm(desc="encode", total=job["bytes"], unit="B", unit_scale=True, disable=not progress) as bar,
@@ -136,13 +136,15 @@ def encode_folder(
         write_text_atomically(out / "sources.jsonl", _lines(sources))
         tokenizer.save(out / "tokenizer.json")
         left = islice(_groups(root, sources), len(finished), None)
-        tokens, documents, _ = _append(out, job, done, left, tokenizer, workers, bar)
-        ids = _map(out / "ids.bin", job["dtype"], tokens)
-        begins = _map(out / "documents.bin", "<i8", documents)
-        counts = {"tokens": tokens, "documents": documents, "checksum": checksum(ids, begins)}
+        _append(out, job, finished, left, tokenizer, workers, bar)
+        begins = np.array([begin for _, _, group in finished for begin in group], dtype="<i8")
+        write_atomically(out / "documents.bin", begins.tobytes())
+        tokens = finished[-1][0]
+        whole = checksum(_map(out / "ids.bin", job["dtype"], tokens), begins)
+        counts = {"tokens": tokens, "documents": len(begins), "checksum": whole}
         write_text_atomically(out / "encoded.json", _lines([job | counts]))
         (out / "progress.jsonl").unlink()
-    return EncodedText(out), job["bytes"] - done[2]
+    return EncodedText(out), job["bytes"] - done
 
 
 def checksum(*arrays: Any) -> str:
@@ -188,13 +190,12 @@ def _build_tokenizer(
     return load_tokenizer(name)
 
 
-def _claim(out: Path, job: dict[str, Any], sources: list[dict[str, Any]]) -> list[list[int]]:
+def _claim(out: Path, job: dict[str, Any], sources: list[dict[str, Any]]) -> list[Any]:
     """Make the folder ours, or find which groups an earlier call with the same arguments has finished."""
     with _named(out, "made a folder"):
         out.mkdir(parents=True, exist_ok=True)
     found = next((out / name for name in ("encoded.json", "progress.jsonl") if (out / name).exists()), None)
     if found is None:
-        _refuse_shards(out)
         if strange := sorted(path.name for path in out.iterdir() if not path.name.startswith(".new-")):
             raise CorpusError(
                 f"{out}: is not empty (it holds {strange[0]}) and was not made by `labkit encode`. "
@@ -202,7 +203,7 @@ def _claim(out: Path, job: dict[str, Any], sources: list[dict[str, Any]]) -> lis
             )
         return []
     begun, *finished = _read_lines(found)
-    for key, what in (("tokenizer", "another tokenizer"), ("block", "another version of labkit")):
+    for key, what in (("tokenizer", "another tokenizer"), ("pieces", "another version of labkit")):
         if begun.get(key) != job[key]:
             raise CorpusError(f"{out}: was begun with {what}. Use the same arguments, or another --out.")
     if begun.get("sources") != job["sources"]:
@@ -213,47 +214,42 @@ def _claim(out: Path, job: dict[str, Any], sources: list[dict[str, Any]]) -> lis
             f"{out}: was begun with other text; {changed[0]} is not as it was. Put the text back, or choose "
             "another --out."
         )
-    for stray in (*out.glob(".new-*"), *out.glob("*.part")):
+    for stray in out.glob(".new-*"):
         stray.unlink()
-    there = [
-        (out / name).stat().st_size // width if (out / name).exists() else 0
-        for name, width in (("ids.bin", np.dtype(job["dtype"]).itemsize), ("documents.bin", 8))
-    ]
-    return [end for end in finished if end[0] <= there[0] and end[1] <= there[1]]
+    ids, width = out / "ids.bin", np.dtype(job["dtype"]).itemsize
+    there = ids.stat().st_size // width if ids.exists() else 0
+    return [group for group in finished if group[0] <= there]
 
 
 def _append(
     out: Path,
     job: dict[str, Any],
-    done: list[int],
+    finished: list[Any],
     groups: Iterator[list[_Part]],
     tokenizer: Tokenizer,
     workers: int,
     bar: tqdm[Any],
-) -> list[int]:
-    """Encode groups and write their ids behind what is done; a line in progress.jsonl makes each count."""
-    tokens, documents, size = done
+) -> None:
+    """Encode groups and write their ids behind those finished; a line in progress.jsonl makes each count."""
+    tokens, size, _ = finished[-1] if finished else (0, 0, [])
     with (
         (out / "ids.bin").open("ab") as ids_file,
-        (out / "documents.bin").open("ab") as documents_file,
         (out / "progress.jsonl").open("a", encoding="utf-8") as progress_file,
         ThreadPoolExecutor(workers) as pool,
     ):
         ids_file.truncate(tokens * np.dtype(job["dtype"]).itemsize)
-        documents_file.truncate(documents * 8)
         bar.update(size)
         while some := list(islice(groups, 8 * workers)):
             for ids, begins, source_bytes in pool.map(partial(_encode_group, tokenizer), some):
                 ids_file.write(ids.astype(job["dtype"]).tobytes())
-                documents_file.write((begins + tokens).astype("<i8").tobytes())
-                for file in (ids_file, documents_file):
-                    file.flush()
-                    os.fsync(file.fileno())
-                tokens, documents, size = tokens + len(ids), documents + len(begins), size + source_bytes
-                progress_file.write(_lines([[tokens, documents, size]]))
+                ids_file.flush()
+                os.fsync(ids_file.fileno())
+                begins = [tokens + begin for begin in begins]
+                tokens, size = tokens + len(ids), size + source_bytes
+                finished.append([tokens, size, begins])
+                progress_file.write(_lines(finished[-1:]))
                 progress_file.flush()
                 bar.update(source_bytes)
-    return [tokens, documents, size]
 
 
 def _lines(values: Iterable[Any]) -> str:
@@ -269,14 +265,6 @@ def _read_lines(path: Path) -> list[Any]:
     if not lines or not isinstance(lines[0], dict) or lines[0].get("format") != FORMAT:
         raise CorpusError(f"{path}: is damaged, or was not written by this version of labkit. {_ANEW}")
     return lines
-
-
-def _refuse_shards(folder: Path) -> None:
-    if (folder / "shard-00000.npy").is_file():
-        raise CorpusError(
-            f"{folder}: holds shard-00000.npy and so on, as an earlier version of labkit wrote them. Encode "
-            "the text again: labkit encode FOLDER --out ANOTHER_FOLDER"
-        )
 
 
 def _map(path: Path, dtype: str, count: int) -> np.ndarray:
@@ -345,7 +333,7 @@ def _place_to_cut(block: bytes) -> int:
     return cut
 
 
-def _encode_group(tokenizer: Tokenizer, group: list[_Part]) -> tuple[np.ndarray, np.ndarray, int]:
+def _encode_group(tokenizer: Tokenizer, group: list[_Part]) -> tuple[np.ndarray, list[int], int]:
     """The ids of a group, the places in them at which documents begin, and the size of its text."""
     pieces, begins, length = [], [], 0
     for part in group:
@@ -359,5 +347,4 @@ def _encode_group(tokenizer: Tokenizer, group: list[_Part]) -> tuple[np.ndarray,
             begins.append(length)
         length += len(ids)
         pieces.append(ids)
-    size = sum(part.source_bytes for part in group)
-    return np.concatenate(pieces), np.array(begins, dtype=np.int64), size
+    return np.concatenate(pieces), begins, sum(part.source_bytes for part in group)

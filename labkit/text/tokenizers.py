@@ -8,12 +8,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from labkit.io import write_text_atomically
+from labkit.text.cleaning import read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 FORMAT = "labkit-tokenizer"
 LARGEST_FILE = 2**27
+"""Bytes that a file beside a model, such as its tokenizer, has at most."""
 
 
 class UnsupportedTokenizerError(ValueError):
@@ -35,8 +38,7 @@ class Tokenizer(ABC):
     """
 
     name: str
-    kinds: tuple[str, ...]
-    """What the files that `load` reads call this kind of tokenizer."""
+    """What files call this kind of tokenizer."""
     vocab_size: int
     eos_id: int | None
     """The id that stands for the end of a document, if there is one."""
@@ -86,12 +88,9 @@ class Tokenizer(ABC):
 
     def _encode_special(self, text: str) -> np.ndarray:
         """The ids of a text that has been checked, special tokens in it as the ids they stand for."""
-        special = self.special_tokens
-        if not special:
-            return self._encode(text)
-        longest_first = sorted(special, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
-        return np.concatenate([[special[part]] if part in special else self._encode(part) for part in parts])
+        parts = re.split(f"({re.escape(END_OF_TEXT)})", text)
+        ends = [self.eos_id]
+        return np.concatenate([ends if part == END_OF_TEXT else self._encode(part) for part in parts])
 
     def _encode_all(self, texts: list[str]) -> list[np.ndarray]:
         """What `_encode` gives for each of several texts."""
@@ -122,24 +121,6 @@ class Tokenizer(ABC):
         content = {"format": FORMAT, "fingerprint": self.fingerprint} | self._definition()
         write_text_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. Raises ValueError for other files, and for another kind of tokenizer."""
-        return cls._restore(read_json(path), path)
-
-    @classmethod
-    def _restore(cls, definition: dict[str, Any], path: str | Path) -> Self:
-        kind = definition.get("kind") if definition.get("format") == FORMAT else None
-        if kind not in cls.kinds:
-            raise ValueError(
-                f"{path}: is not a tokenizer file of kind {' or '.join(cls.kinds)}, but {kind!r}."
-            )
-        with named(path):
-            tokenizer = cls._from_definition(definition)
-        if tokenizer.fingerprint != definition.get("fingerprint"):
-            raise ValueError(f"{path}: was changed after it was saved; its fingerprint does not match.")
-        return tokenizer
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size})"
 
@@ -152,18 +133,16 @@ class Tokenizer(ABC):
         values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         if not isinstance(values, list) or any(isinstance(value, list) for value in values):
             raise ValueError(f"{self.name}: decode takes one sequence of ids at a time (one dimension).")
-        for position, value in enumerate(values):
-            self._check_id(value, f" at position {position}")
-        return [int(value) for value in values]
+        return [self._check_id(value, f" at position {place}") for place, value in enumerate(values)]
 
-    def _check_id(self, value: Any, where: str = "") -> None:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            if hasattr(value, "item") and isinstance(value.item(), int):  # a tensor of one id
-                return self._check_id(value.item(), where)
-            raise ValueError(f"{self.name}: id {value!r}{where} is not a whole number.")
-        if not 0 <= value < self.vocab_size:
-            raise ValueError(f"{self.name}: id {value}{where} is outside 0 .. {self.vocab_size - 1}.")
-        return None
+    def _check_id(self, value: Any, where: str = "") -> int:
+        try:
+            token_id = index(value)
+        except TypeError as error:
+            raise ValueError(f"{self.name}: id {value!r}{where} is not a whole number.") from error
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"{self.name}: id {token_id}{where} is outside 0 .. {self.vocab_size - 1}.")
+        return token_id
 
 
 class CharTokenizer(Tokenizer):
@@ -174,7 +153,6 @@ class CharTokenizer(Tokenizer):
     """
 
     name = "characters"
-    kinds = ("characters",)
 
     def __init__(self, characters: Iterable[str], *, unknown: str | None = None) -> None:
         alphabet = sorted(set(characters))
@@ -215,7 +193,7 @@ class CharTokenizer(Tokenizer):
         return ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        self._check_id(token_id)
+        token_id = self._check_id(token_id)
         return (END_OF_TEXT if token_id == self.eos_id else self.characters[token_id]).encode()
 
     def _definition(self) -> dict[str, Any]:
@@ -227,27 +205,14 @@ class CharTokenizer(Tokenizer):
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a tokenizer's file.  Raises ValueError, naming the file, for anything else."""
+    """The JSON object in a file beside a model.  Raises ValueError, naming the file, for anything else."""
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(read_text(path, LARGEST_FILE))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: is not a tokenizer file: no JSON ({error}).") from error
+        raise ValueError(f"{path}: is no JSON text ({error}). Fetch the file again.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: is not a tokenizer file: a {type(content).__name__}, no JSON object.")
+        raise ValueError(f"{path}: holds a {type(content).__name__}; expected a JSON object {{...}}.")
     return content
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a tokenizer's file.  Raises ValueError, naming the file, where it is none."""
-    path = Path(path)
-    try:
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise ValueError(f"{path}: has {size:,} bytes; a tokenizer's file has {LARGEST_FILE:,} at most.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not a tokenizer file: no text in UTF-8 ({error}).") from error
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +31,7 @@ from labkit.text.batches import IGNORE, Ids
 from labkit.training.optim import build_optimizer, check_shapes, freeze, scheduled_rate
 from labkit.training.parallel import Ranks, whole
 
-TrainingData = Ids | str | Path | WindowDataset | SequenceDataset
+TrainingData = Ids | WindowDataset | SequenceDataset
 
 
 class TrainingDivergedError(RuntimeError):
@@ -88,8 +87,8 @@ Event = Step | Evaluation | Sample | Checkpoint | End
 class Trainer:
     """Trains a model on next-token prediction.
 
-    train: (tokens,) whole numbers, of which random crops are taken; or a file of them, or a folder made by
-    `labkit encode`; or windows (WindowDataset, SequenceDataset), each seen once per epoch.  val: ids or
+    train: (tokens,) whole numbers, of which random crops are taken (the `ids` of an EncodedText stay in their
+    file); or windows (WindowDataset, SequenceDataset), each seen once per epoch.  val: ids or
     windows.  `events()` runs the loop: each `next` takes one step or gives one evaluation, sample or
     checkpoint, so pausing or stopping is not asking for the next event.
     tokenizer and prompt are needed only for samples during training.

@@ -17,6 +17,7 @@ from torch import Tensor
 from labkit.io import fresh_folder
 from labkit.model import GPT
 from labkit.text import Tokenizer, save_published_tokenizer
+from labkit.text.tokenizers import read_json
 
 WEIGHTS = (
     "model.safetensors",
@@ -39,19 +40,6 @@ _NOT_WEIGHTS = {
     b"gguf": "is a GGUF file. load_llama reads those.",
     b"\x89hdf": "is a Keras (HDF5) file. Take model.safetensors or pytorch_model.bin of the same model.",
 }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.  Raises ValueError, naming the file, for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no JSON text ({error}). Fetch the file again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}; expected a JSON object {{...}}.")
-    return content
 
 
 def read_tensors(source: Path) -> dict[str, Tensor]:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from labkit.io import cache_dir
+from labkit.io import cache_dir, locked
 from labkit.model import GPT
 from labkit.text import Tokenizer, load_published_tokenizer, tokenizer_from_gguf
 from labkit.text.assets import ASSETS, asset_path
-from labkit.weights.files import fitting_tokenizer, read_json, read_tensors, write_model
+from labkit.text.tokenizers import read_json
+from labkit.weights.files import fitting_tokenizer, read_tensors, write_model
 from labkit.weights.formats.gguf import read_gguf
 from labkit.weights.hub import find
 from labkit.weights.mapping import (
@@ -187,7 +187,7 @@ def _load_smollm2() -> LoadedModel:
     if loaded := unpacked():
         return loaded
     (file,) = asset_path("smollm2").glob("*.gguf")
-    with FileLock(f"{folder}.lock"):  # other processes wait here, and then find it done
+    with locked(folder, timeout=-1):  # other processes wait here, and then find it done
         if loaded := unpacked():
             return loaded
         made_from.unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 from labkit.model import GPT
 from labkit.text import Tokenizer, load_tokenizer
-from labkit.weights.files import read_json, read_tensors
+from labkit.text.tokenizers import read_json
+from labkit.weights.files import read_tensors
 from labkit.weights.gpt2 import load_gpt2
 from labkit.weights.hub import find
 from labkit.weights.llama import load_llama

