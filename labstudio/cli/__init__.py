@@ -40,11 +40,7 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(_report(error))
+        print(f"labkit: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _report(error: Exception) -> int:
-    print(f"labkit: {error}", file=sys.stderr)
-    return 2
