@@ -53,7 +53,7 @@ class RunHistory:
                 self._take(row.values)
             texts, restarted = self._texts.new_rows()
             self._samples = [] if restarted else self._samples
-            self._samples += [_shown_sample(row.values) for row in texts if _is_sample(row.values)]
+            self._samples += filter(None, (_shown_sample(row.values) for row in texts))
         except FileNotFoundError:
             self.problem = f"There is no run at {self.run.path}, or it has not begun."
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -153,12 +153,10 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _is_sample(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("step"), int) and all(
-        isinstance(row.get(each), str) for each in ("prompt", "text")
-    )
-
-
-def _shown_sample(row: dict[str, Any]) -> dict[str, Any]:
-    prompt, text = unhidden(row["prompt"]), unhidden(row["text"][:LONGEST_SAMPLE])
-    return {"step": row["step"], "prompt": prompt, "text": text, "asked": row.get("event") == "asked"}
+def _shown_sample(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of samples as it is shown; None where it is no sample."""
+    match row:
+        case {"step": int(step), "prompt": str(prompt), "text": str(text)}:
+            shown = {"step": step, "prompt": unhidden(prompt), "text": unhidden(text[:LONGEST_SAMPLE])}
+            return shown | {"asked": row.get("event") == "asked"}
+    return None
