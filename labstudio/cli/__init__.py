@@ -9,12 +9,11 @@ from importlib.metadata import entry_points
 import tyro
 
 from labstudio.cli.dashboard import dashboard
-from labstudio.cli.encode import encode
 from labstudio.cli.evaluate import evaluate
 from labstudio.cli.runs import runs
 from labstudio.cli.sample import sample
 from labstudio.cli.serve import serve
-from labstudio.cli.setup import doctor, fetch
+from labstudio.cli.setup import doctor, encode, fetch
 from labstudio.cli.sweep import sweep
 from labstudio.cli.train import resume, train
 from labstudio.cli.weights import export, import_model
@@ -40,11 +39,7 @@ def main(args: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(_report(error))
+        print(f"labkit: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _report(error: Exception) -> int:
-    print(f"labkit: {error}", file=sys.stderr)
-    return 2

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import psutil
 import torch
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from labkit.analysis.costs import largest_batch, parameter_count, training_memory
 from labkit.config import DataConfig, GPTConfig, TrainConfig
@@ -89,8 +88,12 @@ def run_checks(
     for name, check in CHECKS.items():
         if name in NEED_TEXT and any(each.name == "text" and each.status == "fail" for each in checks):
             checks.append(Check(name, "warn", "not checked, because the text does not load"))
-        else:
-            checks.append(_guarded(name, check, plan))
+            continue
+        try:
+            checks.append(Check(name, *check(plan)))
+        except Exception as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            checks.append(Check(name, "fail", message, FIXES.get(name, "Fix what the message names first.")))
     return checks
 
 
@@ -125,25 +128,9 @@ def _wrapped(text: str, lead: str) -> list[str]:
     )
 
 
-def _guarded(name: str, check: Callable[[Plan], Finding], plan: Plan) -> Check:
-    try:
-        return Check(name, *check(plan))
-    except Exception as error:
-        message = " ".join(str(error).split()) or type(error).__name__
-        return Check(name, "fail", message, FIXES.get(name, "Fix what the message names first."))
-
-
-def _python(_: Plan) -> Finding:
-    needed = importlib.metadata.metadata("labkit")["Requires-Python"]
-    found = f"{platform.python_version()}, needed is {needed}"
-    if not SpecifierSet(needed).contains(platform.python_version(), prereleases=True):
-        return "fail", found, "Set up again with a newer Python: make PYTHON=python3.12 lab"
-    return "ok", found
-
-
 def _packages(_: Plan) -> Finding:
     wrong = []
-    requirements = [Requirement(line) for line in importlib.metadata.requires("labkit") or []]
+    requirements = map(Requirement, importlib.metadata.requires("labkit") or [])
     needed = [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": ""})]
     for requirement in needed:
         try:
@@ -153,8 +140,8 @@ def _packages(_: Plan) -> Finding:
         if version == "missing" or not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} is {version}, needed is {requirement.specifier}")
     if wrong:
-        return "fail", "; ".join(wrong), FIXES["packages"]
-    return "ok", f"{len(needed)} as required; torch {torch.__version__}"
+        raise ValueError("; ".join(wrong))
+    return "ok", f"{len(needed)} as required; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def _device(plan: Plan) -> Finding:
@@ -203,7 +190,7 @@ def _tokenizer(plan: Plan) -> Finding:
     if not isinstance(tokenizer, CharTokenizer):
         sample += " naïve café 3.14159 日本語 🙂\n"
     if tokenizer.decode(tokenizer.encode(sample)) != sample:
-        return "fail", "decode(encode(text)) is not the text", FIXES["text"]
+        raise ValueError("decode(encode(text)) is not the text")
     return "ok", f"{tokenizer.vocab_size:,} tokens, round-trips {len(sample):,} characters"
 
 
@@ -230,7 +217,7 @@ def _windows(plan: Plan) -> Finding:
 
 
 def _shapes(plan: Plan) -> Finding:
-    config = dataclasses.replace(plan.model)  # checks every field again
+    config = plan.model
     found = (
         f"{parameter_count(config):,} parameters; d_model {config.d_model} = {config.n_heads} heads x "
         f"{config.head_dim}, {config.n_layers} layers, context {config.context_length}"
@@ -315,25 +302,22 @@ def _causal_mask(plan: Plan) -> Finding:
             other[0, changed] = 16
             difference = (model(other) - before).abs().amax(-1)[0]  # (seq,)
             if bool((difference[:changed] > 1e-12).any()):
-                found = f"changing token {changed} changes what the model says before it"
-                return "fail", found, FIXES["causal mask"]
+                raise ValueError(f"changing token {changed} changes what the model says before it")
             if float(difference[changed]) == 0:
-                found = f"changing token {changed} changes nothing at its own position"
-                return "fail", found, FIXES["causal mask"]
+                raise ValueError(f"changing token {changed} changes nothing at its own position")
     return "ok", f"no position of a tiny model like this one sees a later one ({seq} tried)"
 
 
 def _checkpoint_folder(plan: Plan) -> Finding:
     folder = _existing(plan.out)
     if plan.out.exists() and not plan.out.is_dir():
-        return "fail", f"{plan.out} is a file", FIXES["checkpoints"]
+        raise ValueError(f"{plan.out} is a file")
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"labkit")
     return "ok", f"{plan.out} can be written"
 
 
 CHECKS: dict[str, Callable[[Plan], Finding]] = {
-    "Python": _python,
     "packages": _packages,
     "device": _device,
     "disk": _disk,
@@ -353,6 +337,7 @@ FIXES = {
     "packages": "python -m pip install -r requirements.txt",
     "text": "Name a known corpus, a file or folder of .txt or .md files in UTF-8, or a folder made by "
     "`labkit encode`; `labkit fetch` renews damaged files.",
+    "tokenizer": "`labkit fetch` renews damaged files.",
     "causal mask": "The attention was changed: it needs is_causal=True, or -inf above the diagonal.",
     "checkpoints": "Name another folder with LABKIT_OUT, or make this one writable.",
 }

@@ -10,11 +10,11 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from labstudio.cli.models import choose_device, open_with_tokenizer
+from labstudio.cli.options import Number, Text
 from labstudio.serve.config import ServeConfig
 
 Checkpoint = Annotated[str | None, tyro.conf.arg(metavar="[CHECKPOINT]", help_behavior_hint="")]
-Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
-Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,6 @@ def serve(
     config = ServeConfig(
         **vars(settings) | {"token": settings.token or os.environ.get("LABKIT_TOKEN") or None}
     )
-    if threads is not None and threads < 1:
-        raise ValueError(f"serve: threads={threads} must be at least 1.")
     try:
         import fastapi  # noqa: F401
         import sse_starlette  # noqa: F401
@@ -58,22 +56,16 @@ def serve(
 
     import secrets
 
-    from labkit.device import best_device, decoding_threads, hand_over_cores, set_threads
-    from labstudio.cli.models import open_model
+    from labkit.device import hand_over_cores
     from labstudio.serve.app import create_app
     from labstudio.serve.server import Server, address, listen
 
     made = config.token is None
     if made:
         config = replace(config, token=secrets.token_urlsafe())
-    place = best_device(device)
     with listen(config) as sock:
-        model, tokenizer = open_model(checkpoint or "shipped")
-        if tokenizer is None:
-            raise ValueError(
-                f"serve: {checkpoint} has no tokenizer that labkit reads, so it cannot write text."
-            )
-        set_threads(threads or decoding_threads(model.num_parameters()))
+        model, tokenizer = open_with_tokenizer("serve", checkpoint or "shipped")
+        place = choose_device("serve", device, threads, model.num_parameters())
         name = Path(checkpoint or "shipped").name
         server = Server(create_app(model.to(place), tokenizer, config, name=name))
         hand_over_cores()  # to the thread that will write

@@ -53,7 +53,9 @@ def form_choices() -> dict[str, Any]:
         config = GPTConfig.preset(name, vocab_size=CHARACTERS)
         if sum(training_memory(config, 1).values()) < _memory():
             presets.append((name, f"{name}, {parameter_count(config) / 1e6:,.1f} M parameters"))
-    recipes = [("", "labkit's usual settings"), *((name, _in_words(name)) for name in TRAIN_PRESETS)]
+    recipes = [("", "labkit's usual settings")]
+    for name, given in TRAIN_PRESETS.items():
+        recipes.append((name, f"{name} ({given.get('optimizer', 'adamw')}, {given['schedule']})"))
     return {"presets": presets, "recipes": recipes, "corpora": corpus_names(), "defaults": DEFAULTS}
 
 
@@ -86,11 +88,6 @@ def train_arguments(options: dict[str, Any]) -> list[str]:
         option = f"--{field.replace('_', '-')}"
         arguments += [option, *map(str, value)] if isinstance(value, tuple) else [f"{option}={value}"]
     return arguments
-
-
-def _in_words(recipe: str) -> str:
-    settings = TRAIN_PRESETS[recipe]
-    return f"{recipe} ({settings.get('optimizer', 'adamw')}, {settings['schedule']})"
 
 
 def _memory() -> int:
@@ -225,18 +222,10 @@ def _start(root: Path, home: Path, command: Sequence[str], what: str, resumed: s
             start_new_session=True,  # neither Ctrl-C in a terminal nor the end of the page reaches it
         )
     _children.append(process)
-    record: dict[str, Any] = {
-        "pid": process.pid,
-        "began": _began(process.pid),
-        "what": what,
-        "resumed": resumed,
-    }
+    try:
+        began = float(psutil.Process(process.pid).create_time())
+    except psutil.Error:  # gone already
+        began = 0.0
+    record: dict[str, Any] = {"pid": process.pid, "began": began, "what": what, "resumed": resumed}
     write_text_atomically(path / "job.json", json.dumps(record) + "\n")
     return Training(path, **record)
-
-
-def _began(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:  # gone already
-        return 0.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from labkit.io import Tail
 from labkit.training import Run
@@ -53,7 +53,7 @@ class RunHistory:
                 self._take(row.values)
             texts, restarted = self._texts.new_rows()
             self._samples = [] if restarted else self._samples
-            self._samples += [_shown_sample(row.values) for row in texts if _is_sample(row.values)]
+            self._samples += filter(None, (_shown_sample(row.values) for row in texts))
         except FileNotFoundError:
             self.problem = f"There is no run at {self.run.path}, or it has not begun."
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -79,12 +79,12 @@ class RunHistory:
         steps = {name: np.frombuffer(values) for name, values in self._steps.items() if values}
         if not steps:
             return {}
-        evaluated = np.searchsorted(steps["step"], [row[0] for row in self._evaluations])
-        places = thinned(len(steps["step"]), [int(each) for each in evaluated])
+        places = thinned(len(steps["step"]))
         starts = [0, *(place + 1 for place in places[:-1])]
+        smooth = pd.Series(steps["loss"]).rolling(SMOOTH, min_periods=1).mean().to_numpy()
         return {
             "step": _numbers(steps["step"][places]),
-            "loss": _numbers(running_mean(steps["loss"], SMOOTH)[places]),
+            "loss": _numbers(smooth[places]),
             "learning_rate": _numbers(steps["learning_rate"][places]),
             "grad_norm": _numbers(np.maximum.reduceat(steps["grad_norm"], starts)),
         }
@@ -128,28 +128,15 @@ class RunHistory:
                 self._steps[name].append(value)
 
 
-def thinned(count: int, keep: Sequence[int] = (), limit: int = POINTS) -> list[int]:
-    """At most `limit` of the places 0 to count - 1: the first, the last, places of `keep`, and every n-th.
+def thinned(count: int, limit: int = POINTS) -> list[int]:
+    """At most `limit` of the places 0 to count - 1: the first, the last, and every n-th.
 
-    n is a power of two, so that a growing curve keeps the points it has.  Of a long `keep` some are left out.
+    n is a power of two, so that a growing curve keeps the points it has.
     """
-    if count <= limit:
-        return list(range(count))
-    kept = [place for place in keep if 0 <= place < count]
-    kept = [kept[each] for each in thinned(len(kept), limit=limit // 2)]
-    stride = 2
-    while math.ceil(count / stride) + len(kept) + 1 > limit:
+    stride = 1
+    while count > limit and math.ceil(count / stride) + 1 > limit:
         stride *= 2
-    return sorted({*range(0, count, stride), *kept, count - 1})
-
-
-def running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each value and those before it, `width` of them at most.  Same shape."""
-    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - width, 0)
-    mean: np.ndarray = (sums[ends] - sums[starts]) / (ends - starts)
-    return mean
+    return sorted({*range(0, count, stride), *range(count)[-1:]})
 
 
 def tokens_per_second(tokens: np.ndarray, seconds: np.ndarray) -> float | None:
@@ -166,12 +153,10 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _is_sample(row: dict[str, Any]) -> bool:
-    return isinstance(row.get("step"), int) and all(
-        isinstance(row.get(each), str) for each in ("prompt", "text")
-    )
-
-
-def _shown_sample(row: dict[str, Any]) -> dict[str, Any]:
-    prompt, text = unhidden(row["prompt"]), unhidden(row["text"][:LONGEST_SAMPLE])
-    return {"step": row["step"], "prompt": prompt, "text": text, "asked": row.get("event") == "asked"}
+def _shown_sample(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of samples as it is shown; None where it is no sample."""
+    match row:
+        case {"step": int(step), "prompt": str(prompt), "text": str(text)}:
+            shown = {"step": step, "prompt": unhidden(prompt), "text": unhidden(text[:LONGEST_SAMPLE])}
+            return shown | {"asked": row.get("event") == "asked"}
+    return None

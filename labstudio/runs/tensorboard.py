@@ -1,4 +1,4 @@
-"""A run in TensorBoard: while it trains, as a callback of `fit`, or afterwards from its folder."""
+"""A run in TensorBoard while it trains: a callback of `fit`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import weakref
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from labkit.training import End, Event, Run
+from labkit.training import End, Event
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,12 +36,7 @@ class TensorBoardExport:
         self._writer: SummaryWriter | None = None
 
     def __call__(self, event: Event) -> None:
-        self.write(asdict(event))
-        if isinstance(event, End):
-            self.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Write the scalars and the text of one event, given as its fields."""
+        row = asdict(event)
         if self._writer is None:
             self._writer = self._open(purge_step=row["step"])
             weakref.finalize(self, self._writer.close)  # an interrupted training keeps its last rows
@@ -50,16 +45,5 @@ class TensorBoardExport:
                 self._writer.add_scalar(name, row[name], row["step"])
         if "text" in row:  # indented, so that Markdown keeps its lines
             self._writer.add_text("sample", textwrap.indent(row["text"], "    ", lambda _: True), row["step"])
-
-    def close(self) -> None:
-        """Flush what is pending to disk."""
-        if self._writer is not None:
+        if isinstance(event, End):
             self._writer.close()
-
-
-def export_run(run: Run, folder: str | Path) -> None:
-    """Replay the metrics and samples of a recorded run into a TensorBoard folder."""
-    export = TensorBoardExport(folder)
-    for row in run.rows("metrics") + run.rows("samples"):
-        export.write(row)
-    export.close()

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from labkit.text import Tokenizer, encode_chat
 from labstudio.serve.schemas import (
+    ApiError,
     ChatCompletion,
     ChatRequest,
     Completion,
     CompletionRequest,
+    JSONReply,
+    Sampling,
     generation_responses,
     invalid,
+    to_json,
 )
-from labstudio.serve.service import Delta, Service
+from labstudio.serve.service import Delta, Generation, Service
+
+T = TypeVar("T")
 
 DEFAULT_MAX_TOKENS = 16
 LEAST_LOG_PROBABILITY = -9999.0
@@ -44,7 +54,7 @@ def completions_router(service: Service) -> APIRouter:
             logprobs=asked.logprobs,
         )
         reply = CompletionFormat(service.tokenizer, logprobs=asked.logprobs is not None)
-        return await service.answer(request, asked, generation, reply)
+        return await _answer(service, request, asked, generation, reply)
 
     @router.post(
         "/v1/chat/completions",
@@ -77,7 +87,7 @@ def completions_router(service: Service) -> APIRouter:
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         )
         reply = ChatFormat(service.tokenizer, logprobs=bool(asked.logprobs))
-        return await service.answer(request, asked, generation, reply)
+        return await _answer(service, request, asked, generation, reply)
 
     return router
 
@@ -154,6 +164,98 @@ class ChatFormat:
     def _logprob(self, token: int, value: float | None) -> dict[str, Any]:
         data = self._tokenizer.token_bytes(token)
         return {"token": token_text(data), "logprob": finite(value), "bytes": list(data)}
+
+
+Format = CompletionFormat | ChatFormat
+
+
+async def _answer(
+    service: Service, request: Request, asked: Sampling, generation: Generation, reply: Format
+) -> Response:
+    """Write to a client: all at once, or as server-sent events."""
+    head: dict[str, Any] = {
+        "id": f"{reply.id_prefix}-{secrets.token_hex(12)}",
+        "object": reply.stream_object if asked.stream else reply.whole_object,
+        "created": int(time.time()),
+        "model": service.name,
+        "seed": generation.seed,
+    }
+    deltas = generation.deltas()
+    try:
+        if asked.stream:  # what goes wrong before the first delta has a status of its own
+            first = await _while_connected(request, anext(deltas))
+            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            return service.event_stream(_events(head, first, deltas, generation, reply, usage))
+        texts = await _while_connected(request, _collected(deltas, generation.n_texts))
+    except BaseException:
+        generation.job.close()
+        raise
+    choices = [reply.whole(index, delta) for index, delta in enumerate(texts)]
+    return JSONReply(head | {"choices": choices, "usage": generation.usage()})
+
+
+async def _collected(deltas: AsyncGenerator[tuple[int, Delta]], n_texts: int) -> list[Delta]:
+    """Each text as one delta."""
+    texts: list[list[Delta]] = [[] for _ in range(n_texts)]
+    async for index, delta in deltas:
+        texts[index].append(delta)
+    return [
+        Delta(
+            "".join(part.text for part in parts),
+            [token for part in parts for token in part.tokens],
+            parts[-1].finish,
+        )
+        for parts in texts
+    ]
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, which is cancelled when the client goes away.  Raises ApiError then."""
+    working = asyncio.ensure_future(work)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        working.cancel()
+
+    watching = asyncio.ensure_future(watch())
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if watching.done():
+            raise ApiError(408, "The client went away.", code="client_gone") from None
+        raise
+    finally:
+        watching.cancel()
+
+
+async def _events(
+    head: dict[str, Any],
+    first: tuple[int, Delta],
+    deltas: AsyncGenerator[tuple[int, Delta]],
+    generation: Generation,
+    reply: Format,
+    usage: bool,
+) -> AsyncGenerator[dict[str, str]]:
+    head_and_usage = head | ({"usage": None} if usage else {})
+
+    def event(choice: dict[str, Any]) -> dict[str, str]:
+        return {"data": to_json(head_and_usage | {"choices": [choice]})}
+
+    try:
+        for index in range(generation.n_texts):
+            if opening := reply.first(index):
+                yield event(opening)
+        yield event(reply.delta(*first))
+        async for index, delta in deltas:
+            yield event(reply.delta(index, delta))
+        if usage:
+            yield {"data": to_json(head | {"choices": [], "usage": generation.usage()})}
+        yield {"data": "[DONE]"}
+    except ApiError as error:
+        yield {"data": to_json(error.content())}
+    finally:
+        generation.job.close()
 
 
 def token_text(data: bytes) -> str:

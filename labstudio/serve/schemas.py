@@ -72,23 +72,15 @@ class Sampling(_Request):
 
     model: str = Field(description="Name of the model, as `GET /v1/models` lists it.", examples=["shipped"])
     temperature: float | None = Field(
-        None,
-        ge=0,
-        le=2,
-        description="Below 1 sharpens, above 1 flattens, 0 is greedy; no less than 0.001 else. Default: 1.",
+        None, ge=0, le=2, description="0 is greedy; else from 0.001: below 1 sharpens. Default: 1."
     )
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Keep the smallest set of tokens whose probabilities sum to this."
-    )
+    top_p: float | None = Field(None, gt=0, le=1, description="Keep the likeliest that add up to this.")
     top_k: int | None = Field(None, ge=1, description="labkit's own: keep only the likeliest tokens.")
     min_p: float | None = Field(
         None, ge=0, le=1, description="labkit's own: drop tokens less likely than this part of the likeliest."
     )
     repetition_penalty: float | None = Field(
-        None,
-        ge=0.1,
-        le=10,
-        description="labkit's own: above 1, tokens already in the text become less likely.",
+        None, ge=0.1, le=10, description="labkit's own: above 1, tokens of the text become less likely."
     )
     n: int | None = Field(None, ge=1, le=128, description="Texts to write for each prompt. Default: 1.")
     stop: Stop = Field(None, description="A text ends before the first of these that it comes to.")
@@ -96,8 +88,7 @@ class Sampling(_Request):
         None,
         ge=0,
         le=LARGEST_SEED,
-        description="The same seed gives the same text; text i draws with seed + i. When not given, a random "
-        "one, which the answer tells.",
+        description="The same seed gives the same text; text i draws with seed + i.",
     )
     stream: bool | None = Field(None, description="Send the text as it is written, as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="Only with stream.")
@@ -118,14 +109,8 @@ class CompletionRequest(Sampling):
     model_config = _with_example(model="shipped", prompt="ROMEO.", max_tokens=40, seed=1, stop="\n\n")
 
     prompt: Prompt = Field(description="Text to continue, several of them, or token ids in their place.")
-    max_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens to write at most, per text. Default: 16. A text may outgrow the context.",
-    )
-    logprobs: int | None = Field(
-        None, ge=0, le=5, description="Log-probabilities of each token and of so many of the likeliest."
-    )
+    max_tokens: int | None = Field(None, ge=1, description="Tokens to write at most, per text. Default: 16.")
+    logprobs: int | None = Field(None, ge=0, le=5, description="Of each token and so many of the likeliest.")
     best_of: int | None = Field(None, ge=1, le=1, description=NOT_SUPPORTED)
     echo: Literal[False] | None = Field(None, description=NOT_SUPPORTED)
     suffix: None = Field(None, description=NOT_SUPPORTED)
@@ -163,9 +148,7 @@ class ChatRequest(Sampling):
     max_tokens: int | None = Field(None, ge=1, description="Tokens to write. Default: the server's limit.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The same; it wins over max_tokens.")
     logprobs: bool | None = Field(None, description="Log-probabilities of each token.")
-    top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="And of so many of the likeliest; only with logprobs."
-    )
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="And of so many of the likeliest.")
     response_format: TextFormat | None = Field(None, description="Text, nothing else.")
     tools: list[Any] | None = Field(None, max_length=0, description=NOT_SUPPORTED)
     tool_choice: Literal["none", "auto"] | None = Field(None, description=NOT_SUPPORTED)
@@ -286,9 +269,7 @@ class RunSummary(BaseModel):
     """How far a training run has come. Losses in nats per token; null where nothing was measured."""
 
     id: str = Field(description="The run's name.", examples=["first"])
-    state: str = Field(
-        description='finished, "running?" (a row within two minutes), stopped, or unreadable: why.'
-    )
+    state: str = Field(description='finished, "running?" (a recent row), stopped, or unreadable: why.')
     parameters: int | None = Field(description="Size of the model.")
     step: int | None = Field(description="Steps taken.")
     total_steps: int | None = Field(description="Steps in all.")

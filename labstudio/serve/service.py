@@ -6,14 +6,12 @@ import asyncio
 import codecs
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import TypeVar, cast
 
 from sse_starlette import EventSourceResponse
-from starlette.requests import Request
-from starlette.responses import Response
 
 from labkit.config import SampleConfig
 from labkit.generation import Token, stream_tokens
@@ -21,7 +19,7 @@ from labkit.model import GPT
 from labkit.text import Tokenizer
 from labstudio.serve.config import ServeConfig
 from labstudio.serve.scheduler import Job, Scheduler
-from labstudio.serve.schemas import ApiError, JSONReply, Sampling, invalid, to_json
+from labstudio.serve.schemas import ApiError, Sampling, invalid
 
 T = TypeVar("T")
 
@@ -59,23 +57,6 @@ class DeltaBuilder:
         tokens = [(start, each) for start, each in self._pending if start < self._sent]
         self._pending = self._pending[len(tokens) :]
         return Delta(token.text, tokens, "stop" if token.finish == "eos" else token.finish)
-
-
-class Format(Protocol):
-    """How an answer is written: as completed texts, or as answers to a conversation."""
-
-    id_prefix: str
-    whole_object: str
-    stream_object: str
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        """What a stream says of a text before its first delta."""
-
-    def delta(self, index: int, delta: Delta) -> dict[str, Any]:
-        """The next part of a text."""
-
-    def whole(self, index: int, delta: Delta) -> dict[str, Any]:
-        """A whole text."""
 
 
 @dataclass
@@ -195,30 +176,6 @@ class Service:
                     param, f"id {str(outside[0])[:40]} is not in 0 .. {vocab_size - 1}, the vocabulary."
                 )
 
-    async def answer(
-        self, request: Request, asked: Sampling, generation: Generation, reply: Format
-    ) -> Response:
-        """Write to a client: all at once, or as server-sent events."""
-        head: dict[str, Any] = {
-            "id": f"{reply.id_prefix}-{secrets.token_hex(12)}",
-            "object": reply.stream_object if asked.stream else reply.whole_object,
-            "created": int(time.time()),
-            "model": self.name,
-            "seed": generation.seed,
-        }
-        deltas = generation.deltas()
-        try:
-            if asked.stream:  # what goes wrong before the first delta has a status of its own
-                first = await _while_connected(request, anext(deltas))
-                usage = asked.stream_options is not None and asked.stream_options.include_usage
-                return self.event_stream(_events(head, first, deltas, generation, reply, usage))
-            texts = await _while_connected(request, _collected(deltas, generation.n_texts))
-        except BaseException:
-            generation.job.close()
-            raise
-        choices = [reply.whole(index, delta) for index, delta in enumerate(texts)]
-        return JSONReply(head | {"choices": choices, "usage": generation.usage()})
-
     def event_stream(self, events: AsyncGenerator[dict[str, str]]) -> EventSourceResponse:
         """Events as a response that pings, and that stops when the client goes away or does not read."""
         return EventSourceResponse(
@@ -227,68 +184,6 @@ class Service:
             send_timeout=self.config.stall_seconds,
             shutdown_grace_period=self.config.grace_seconds + 1,  # the scheduler ends streams with an error
         )
-
-
-async def _collected(deltas: AsyncGenerator[tuple[int, Delta]], n_texts: int) -> list[Delta]:
-    """Each text as one delta."""
-    texts: list[list[Delta]] = [[] for _ in range(n_texts)]
-    async for index, delta in deltas:
-        texts[index].append(delta)
-    return [_joined(parts) for parts in texts]
-
-
-def _joined(deltas: Sequence[Delta]) -> Delta:
-    text = "".join(delta.text for delta in deltas)
-    return Delta(text, [token for delta in deltas for token in delta.tokens], deltas[-1].finish)
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of the work, which is cancelled when the client goes away.  Raises ApiError then."""
-    working = asyncio.ensure_future(work)
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        working.cancel()
-
-    watching = asyncio.ensure_future(watch())
-    try:
-        return await working
-    except asyncio.CancelledError:
-        if watching.done():
-            raise ApiError(408, "The client went away.", code="client_gone") from None
-        raise
-    finally:
-        watching.cancel()
-
-
-async def _events(
-    head: dict[str, Any],
-    first: tuple[int, Delta],
-    deltas: AsyncGenerator[tuple[int, Delta]],
-    generation: Generation,
-    reply: Format,
-    usage: bool,
-) -> AsyncGenerator[dict[str, str]]:
-    head_and_usage = head | ({"usage": None} if usage else {})
-
-    def event(choice: dict[str, Any]) -> dict[str, str]:
-        return {"data": to_json(head_and_usage | {"choices": [choice]})}
-
-    try:
-        for index in range(generation.n_texts):
-            if opening := reply.first(index):
-                yield event(opening)
-        yield event(reply.delta(*first))
-        async for index, delta in deltas:
-            yield event(reply.delta(index, delta))
-        if usage:
-            yield {"data": to_json(head | {"choices": [], "usage": generation.usage()})}
-        yield {"data": "[DONE]"}
-    except ApiError as error:
-        yield {"data": to_json(error.content())}
-    finally:
-        generation.job.close()
 
 
 def _checked(param: str, work: Callable[[], T]) -> T:

@@ -48,10 +48,6 @@ class Reading:
     unread: int = 0
     """Tokens before these that were left out."""
 
-    def steps(self, *, causal: bool) -> AttentionSteps:
-        """The steps of every layer and head, each (layers, heads, seq, seq)."""
-        return attention_steps(self.queries, self.keys, causal=causal)
-
 
 def read_text(model: GPT, tokenizer: Tokenizer, text: str) -> Reading:
     """What the heads see in the last tokens of a text: at most LONGEST, and no more than the context holds.
@@ -94,11 +90,9 @@ def given_tokens(queries: Tensor, keys: Tensor, tokens: Sequence[str]) -> Readin
         )
     numbers = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     ids = torch.tensor([numbers[token] for token in tokens])
-    return _checked(_layered(queries), _layered(keys), ids, [unhidden(token) for token in tokens])
-
-
-def _layered(tensor: Tensor) -> Tensor:
-    return tensor if tensor.ndim == 4 else tensor[None]  # (layers, heads, seq, head_dim)
+    if queries.ndim == 3:
+        queries, keys = queries[None], keys[None]
+    return _checked(queries, keys, ids, [unhidden(token) for token in tokens])
 
 
 def _checked(queries: Tensor, keys: Tensor, ids: Tensor, labels: list[str], unread: int = 0) -> Reading:
@@ -183,6 +177,8 @@ class AttentionExplorer(Widget):
     error, invalid, notice = (shown(traitlets.Unicode) for _ in range(3))
 
     _choice: ModelChoice | None = None
+    _reading: tuple[tuple[str, str], Reading] | None = None
+    _steps: tuple[Reading, bool, AttentionSteps] | None = None
 
     def __init__(
         self,
@@ -192,10 +188,7 @@ class AttentionExplorer(Widget):
         *,
         models: Mapping[str, Source] | None = None,
     ) -> None:
-        if (model is None) != (tokenizer is None):
-            raise ValueError("AttentionExplorer: give a model and its tokenizer, or neither.")
-        given = (model, tokenizer) if model is not None and tokenizer is not None else None
-        self._choice = ModelChoice(given, models)
+        self._choice = ModelChoice(model, tokenizer, models)
         names = self._choice.names
         super().__init__(model_names=names, model_name=names[0], text=text)
         self._chosen = names[0]
@@ -216,12 +209,13 @@ class AttentionExplorer(Widget):
     def read(self) -> None:
         """Read the text again, with the current model and runs."""
         with self._lock:
-            self._forget()
+            if self._choice is not None:
+                self._choice.look_again()
+                self.model_names = self._choice.names
+            self._reading = None
             self._update()
 
     def _begin(self) -> None:
-        self._reading: tuple[tuple[str, str], Reading] | None = None
-        self._steps: tuple[Reading, bool, AttentionSteps] | None = None
         self._update()
         names = ["model_name", "text", "layer", "head", "view", "step", "causal"]
         self.observe(lambda change: self._update(), names)
@@ -255,21 +249,13 @@ class AttentionExplorer(Widget):
         self._chosen = self.model_name
         key = self.model_name, self.text
         if self._reading is None or self._reading[0] != key:
-            self._reading = key, read_text(model, tokenizer, self.text)
-            self._fit_place(self._reading[1])
+            reading = read_text(model, tokenizer, self.text)
+            self._reading = key, reading
+            # Where another model has fewer layers or heads than the one before, show its last ones.
+            for name, count in zip(("layer", "head"), reading.queries.shape[:2], strict=True):
+                if self.enlarged and self.enlarged[name] >= count:
+                    setattr(self, name, count - 1)
         return self._reading[1]
-
-    def _fit_place(self, reading: Reading) -> None:
-        """Where another model has fewer layers or heads than the one before, show its last ones."""
-        for name, count in zip(("layer", "head"), reading.queries.shape[:2], strict=True):
-            if self.enlarged and self.enlarged[name] >= count:
-                setattr(self, name, count - 1)
-
-    def _forget(self) -> None:
-        self._reading = None
-        if self._choice is not None:
-            self._choice.look_again()
-            self.model_names = self._choice.names
 
     def _check(self, reading: Reading) -> None:
         """Raise ValueError for a trait that cannot be shown."""
@@ -283,7 +269,7 @@ class AttentionExplorer(Widget):
 
     def _show(self, reading: Reading) -> None:
         if self._steps is None or self._steps[:2] != (reading, self.causal):
-            steps = reading.steps(causal=self.causal)
+            steps = attention_steps(reading.queries, reading.keys, causal=self.causal)
             self._steps = reading, self.causal, steps
             self.pictures = all_heads(reading, steps.weights) | {"causal": self.causal}
             seq = len(reading.labels)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from labkit.model import GPT
 from labkit.text import Tokenizer
-from labkit.training import Run, list_runs
+from labkit.training import list_runs
 from labkit.weights import load_pretrained
 
 Loaded = tuple[GPT, Tokenizer]
@@ -20,12 +20,18 @@ NEWEST_RUNS = 20
 class ModelChoice:
     """Names of models, each loaded when it is chosen; the last one that was loaded is kept.
 
-    given: a model of the notebook, which comes first.  models: more, by name, each a (model, tokenizer) or
-    a function that loads them.
+    model, tokenizer: the notebook's, which come first.  models: more, by name, each a (model, tokenizer) or
+    a function that loads them.  Raises ValueError for a model without its tokenizer.
     """
 
-    def __init__(self, given: Loaded | None, models: Mapping[str, Source] | None) -> None:
-        self._fixed: dict[str, Source] = {} if given is None else {GIVEN: given}
+    def __init__(
+        self, model: GPT | None, tokenizer: Tokenizer | None, models: Mapping[str, Source] | None
+    ) -> None:
+        self._fixed: dict[str, Source] = {}
+        if model is not None and tokenizer is not None:
+            self._fixed[GIVEN] = model, tokenizer
+        elif model is not None or tokenizer is not None:
+            raise ValueError("model, tokenizer: give a model and its tokenizer, or neither.")
         self._fixed |= models or {}
         self._fixed.setdefault(SHIPPED, load_pretrained)
         self._sources: dict[str, Source] = {}
@@ -40,7 +46,7 @@ class ModelChoice:
     def look_again(self) -> None:
         """Find the current runs, newest first; a run that was loaded is loaded again when next chosen."""
         runs = [run for run in reversed(list_runs()) if run.pointer("latest")][:NEWEST_RUNS]
-        self._sources = self._fixed | {_run_name(run): run.load for run in runs}
+        self._sources = self._fixed | {f"run {run.id}": run.load for run in runs}
         if self._last and self._last[0] not in self._fixed:
             self._last = None
 
@@ -57,7 +63,3 @@ class ModelChoice:
             except Exception as error:  # the loader is the caller's
                 raise ValueError(f"The model {name!r} cannot be loaded: {error}") from error
         return self._last[1]
-
-
-def _run_name(run: Run) -> str:
-    return f"run {run.id}"

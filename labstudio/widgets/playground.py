@@ -92,10 +92,7 @@ class SamplingPlayground(Widget):
         max_new_tokens: int = 160,
         seed: int = 0,
     ) -> None:
-        if (model is None) != (tokenizer is None):
-            raise ValueError("SamplingPlayground: give a model and its tokenizer, or neither.")
-        given = (model, tokenizer) if model is not None and tokenizer is not None else None
-        self._choice = ModelChoice(given, models)
+        self._choice = ModelChoice(model, tokenizer, models)
         self._background = Background()
         self._logits: tuple[tuple[object, ...], Tensor] | None = None
         self._good: dict[str, tuple[SampleConfig, SamplingStages]] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import platform
 import shutil
 import tempfile
 from collections import namedtuple
@@ -69,11 +68,6 @@ def test_the_table_puts_the_fix_below_the_finding() -> None:
         "",
         "2 checks: 1 would fail, 0 to look at.",
     ]
-
-
-def test_old_python(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "python_version", lambda: "3.10.2")
-    expect(found("Python", text), "fail", "3.10.2, needed is >=3.11", "newer Python")
 
 
 def test_missing_and_old_packages(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

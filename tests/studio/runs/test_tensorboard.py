@@ -14,8 +14,8 @@ import torch
 
 from labkit import GPT, GPTConfig, TrainConfig, Trainer
 from labkit.text import CharTokenizer
-from labkit.training import End, Evaluation, Run, Sample, Step, fit
-from labstudio.runs.tensorboard import SCALARS, TensorBoardExport, export_run
+from labkit.training import End, Evaluation, Sample, Step, fit
+from labstudio.runs.tensorboard import SCALARS, TensorBoardExport
 
 installed = pytest.mark.skipif(
     find_spec("tensorboard") is None and "CI" not in os.environ, reason="tensorboard is not installed"
@@ -64,7 +64,7 @@ def test_every_number_of_an_event_is_a_scalar_at_its_step(tmp_path: Path) -> Non
 def test_samples_keep_their_lines(tmp_path: Path) -> None:
     export = TensorBoardExport(tmp_path)
     export(Sample(3, "t", "to be\n\n  <b>or</b> # not é"))
-    export.close()
+    export(End(3))
     assert texts(tmp_path) == {3: "    to be\n    \n      <b>or</b> # not é"}
 
 
@@ -73,11 +73,11 @@ def test_a_run_that_goes_on_replaces_what_it_had_written_beyond(tmp_path: Path) 
     first = TensorBoardExport(tmp_path)
     for number in range(1, 7):
         first(step(number, loss=9.0))
-    first.close()
+    first(End(6))
     second = TensorBoardExport(tmp_path)
     for number in range(4, 6):
         second(step(number, loss=1.0))
-    second.close()
+    second(End(5))
     assert scalars(tmp_path)["loss"] == {1: 9.0, 2: 9.0, 3: 9.0, 4: 1.0, 5: 1.0}
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_lost_when_a_training_ends_without_its_last_event(tmp_path: P
 
 
 @installed
-def test_a_recorded_run_is_exported_as_if_it_had_been_watched(tmp_path: Path) -> None:
+def test_a_training_is_shown_as_it_goes(tmp_path: Path) -> None:
     text = "to be or not to be, that is the question; " * 12
     tokenizer = CharTokenizer.from_text(text)
     ids = torch.tensor(tokenizer.encode(text))
@@ -107,15 +107,11 @@ def test_a_recorded_run_is_exported_as_if_it_had_been_watched(tmp_path: Path) ->
     config = TrainConfig(max_steps=4, batch_size=3, eval_windows=5, eval_every=2, sample_every=2)
     model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape))
     trainer = Trainer(model, ids[:400], ids[400:], config, tokenizer=tokenizer, prompt="t")
-    run = Run.create("first", tmp_path)
-    fit(trainer, run=run, progress=False, callbacks=[TensorBoardExport(tmp_path / "watched")])
-    export_run(run, tmp_path / "replayed")
-    watched = scalars(tmp_path / "watched")
+    fit(trainer, progress=False, callbacks=[TensorBoardExport(tmp_path)])
+    watched = scalars(tmp_path)
     assert sorted(watched) == sorted(SCALARS)
     assert list(watched["val_loss"]) == [0, 2, 4]
-    assert watched == scalars(tmp_path / "replayed")
-    assert list(texts(tmp_path / "watched")) == [2, 4]
-    assert texts(tmp_path / "watched") == texts(tmp_path / "replayed")
+    assert list(texts(tmp_path)) == [2, 4]
 
 
 def test_without_the_package_the_error_says_what_to_install(

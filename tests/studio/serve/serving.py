@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from labkit import GPT, GPTConfig
 from labkit.text import CharTokenizer, HFTokenizer, tokenizer_from_gguf
 from labkit.text.bpe import _printable_bytes
-from labstudio.serve import ServeConfig, create_app
+from labstudio.serve.app import create_app
+from labstudio.serve.config import ServeConfig
 from labstudio.serve.server import Server, listen
 
 TOKEN = "a-token-of-the-tests"

@@ -20,7 +20,8 @@ from serving import TOKEN, chat_tokenizer, tiny_app, tiny_model
 from starlette.testclient import TestClient
 
 from labkit.training import Run
-from labstudio.serve import ServeConfig, create_app
+from labstudio.serve.app import create_app
+from labstudio.serve.config import ServeConfig
 from labstudio.serve.docs import docs_page
 
 OPERATIONS = {

@@ -23,8 +23,9 @@ from serving import (
 from labkit import GPT, SampleConfig
 from labkit.generation import complete
 from labkit.text import encode_chat
-from labstudio.serve import ServeConfig, create_app
+from labstudio.serve.app import create_app
 from labstudio.serve.completions import finite
+from labstudio.serve.config import ServeConfig
 
 PROMPT = "abc. "
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "the é"}]

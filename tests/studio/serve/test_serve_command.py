@@ -20,7 +20,8 @@ from labkit import SampleConfig
 from labkit.generation import complete
 from labkit.weights import load_pretrained
 from labstudio.cli import main
-from labstudio.serve import ServeConfig, create_app
+from labstudio.serve.app import create_app
+from labstudio.serve.config import ServeConfig
 
 
 class Command:

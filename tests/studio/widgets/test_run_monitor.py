@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labkit.training import Run
-from labstudio.runs.history import POINTS, SAMPLES, running_mean, thinned, tokens_per_second
+from labstudio.runs.history import POINTS, SAMPLES, thinned, tokens_per_second
 from labstudio.widgets import RunMonitor
 
 
@@ -51,17 +50,14 @@ def shown(run: Run) -> RunMonitor:
 # Thinning
 
 
-@given(st.integers(0, 5000), st.lists(st.integers(-3, 5003), max_size=700), st.integers(10, 500))
-def test_thinning_keeps_first_last_and_what_is_to_be_kept(count: int, keep: list[int], limit: int) -> None:
-    places = thinned(count, sorted(set(keep)), limit)
+@given(st.integers(0, 5000), st.integers(10, 500))
+def test_thinning_keeps_first_and_last(count: int, limit: int) -> None:
+    places = thinned(count, limit)
     assert places == sorted(set(places))
     assert len(places) <= max(limit, 2)
     assert set(places) <= set(range(count))
     if count:
         assert {0, count - 1} <= set(places)
-    wanted = {place for place in keep if 0 <= place < count}
-    if len(wanted) <= limit // 2:
-        assert wanted <= set(places)
 
 
 def test_a_curve_that_grows_keeps_the_points_it_has() -> None:
@@ -73,13 +69,6 @@ def test_a_curve_that_grows_keeps_the_points_it_has() -> None:
 def test_few_points_are_all_kept() -> None:
     assert thinned(POINTS) == list(range(POINTS))
     assert thinned(0) == []
-
-
-def test_the_running_mean_is_that_of_pandas() -> None:
-    values = np.random.default_rng(0).normal(size=53)
-    expected = pd.Series(values).rolling(7, min_periods=1).mean()
-    np.testing.assert_allclose(running_mean(values, 7), expected)
-    assert running_mean(values[:1], 7) == values[0]
 
 
 def test_a_pause_does_not_count_for_the_speed() -> None:
@@ -120,13 +109,12 @@ def test_a_run_is_shown_with_its_numbers(tmp_path: Path) -> None:
 def test_long_curves_are_thinned_and_show_the_largest_gradients(tmp_path: Path) -> None:
     run = make_run(tmp_path, total=5000)
     rows = [step(number, grad_norm=50.0 if number == 3333 else 1.0) for number in range(1, 4002)]
-    write(run, [*rows, evaluation(1234), evaluation(4001)])
+    write(run, [*rows, evaluation(4001)])
     curves = shown(run).curves
     assert {len(values) for values in curves.values()} == {len(curves["step"])}
     assert POINTS / 2 < len(curves["step"]) <= POINTS
     assert curves["step"][0] == 1
     assert curves["step"][-1] == 4001
-    assert 1234 in curves["step"]
     assert curves["grad_norm"].count(50.0) == 1
 
 

@@ -1,4 +1,4 @@
-"""Evaluations and layers as tables and figures: every number shown, foreign text as text."""
+"""Evaluations as tables and in words: every number shown, foreign text as text."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from labkit.analysis.compare import Comparison, DocumentComparison, TokenGap
 from labkit.analysis.evaluate import DocumentScore
 from labkit.text import CharTokenizer
 from labstudio.figures import (
-    comparison_figure,
     comparison_table,
     comparison_words,
     gaps_table,
-    layers_figure,
     scores_table,
 )
 
@@ -79,36 +76,3 @@ def test_the_verdict_in_words(found: Comparison, words: str) -> None:
 def test_tokens_are_shown_with_what_leads_to_them() -> None:
     [row] = gaps_table(comparison().ahead, CharTokenizer("a\n"), NAMES).to_numpy().tolist()
     assert row == [SHOWN, 7, f"a⏎{SHOWN}", "a", 0.5, 4.25]
-
-
-def test_the_figure_of_a_comparison_has_a_bar_for_each_document_and_all() -> None:
-    figure = comparison_figure(comparison(), NAMES)
-    [axes] = figure.axes
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == [SHOWN.replace("$", r"\$"), "total, 95 % interval"]
-    widths = [bar.get_width() for bar in axes.patches]
-    assert widths == pytest.approx([-0.0721, -0.0721], abs=1e-4)
-    comparison_figure(comparison(standard_error=math.nan), NAMES).canvas.draw()
-
-
-def test_the_figure_of_layers_has_a_line_for_each_layer_that_has_the_number() -> None:
-    nothing = math.nan
-    table = pd.DataFrame(
-        [
-            (step, layer, size * step, ratio, dead)
-            for step in (1, 10, 20)
-            for layer, size, ratio, dead in (
-                ("embedding", 0.5, 0.1, nothing),
-                ("block 0", 1.5, 0.02, 0.25),
-                ("norm", 1.0, nothing, nothing),
-            )
-        ],
-        columns=["step", "layer", "activation_rms", "gradient_to_weight", "dead_share"],
-    )
-    figure = layers_figure(table)
-    sizes, ratios, dead = ([line.get_label() for line in axes.lines] for axes in figure.axes)
-    assert (sizes, ratios, dead) == (["embedding", "block 0", "norm"], ["embedding", "block 0"], ["block 0"])
-    assert list(figure.axes[0].lines[1].get_ydata()) == [1.5, 15, 30]
-    assert list(figure.axes[2].lines[0].get_ydata()) == [25, 25, 25]
-    figure.canvas.draw()
-    layers_figure(table.iloc[:0]).canvas.draw()
