@@ -71,8 +71,8 @@ def load_gpt2(source: str | Path) -> LoadedModel:
 
     source: a folder or a file with safetensors (also in several files) or a PyTorch state dict; a folder with
     OpenAI's TensorFlow checkpoint, for which no TensorFlow is needed; or a name such as "gpt2-medium" or
-    "owner/name", which is downloaded once.  Sizes come from config.json or hparams.json beside the weights.
-    float32 weights stay in the mapped file until they are touched.
+    "owner/name", which is downloaded once.  Sizes come from config.json or hparams.json beside the weights,
+    else from the tensors.  float32 weights stay in the mapped file until they are touched.
     Raises ValueError, naming the file, what was wrong and what to do, for anything that is no GPT-2.
     """
     path = find(source)
@@ -141,9 +141,12 @@ def _plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _config(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Path]:
-    """Fields of GPTConfig, and the file they were read from.  Raises ValueError where there is none."""
+    """Fields of GPTConfig, and what they were read from: config.json, hparams.json, or the tensors.
+
+    Raises ValueError where they cannot be told.
+    """
     wte, wpe = tensors.get("wte.weight"), tensors.get("wpe.weight")
-    if wte is None or wpe is None:
+    if wte is None or wpe is None or wte.ndim != 2 or wpe.ndim != 2:
         names = ", ".join(list(tensors)[:4])
         raise ValueError(f"{folder}: is no GPT-2: wte.weight or wpe.weight is missing. It has {names}, ….")
     head = tensors.get("lm_head.weight")
@@ -154,10 +157,16 @@ def _config(folder: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], P
         found = read_json(file)
         found |= {"vocab_size": found.get("n_vocab"), "n_positions": found.get("n_ctx")}
         return tied | {ours: found[theirs] for theirs, ours in _FIELDS.items() if theirs in found}, file
-    raise ValueError(
-        f"{folder}: has neither config.json nor hparams.json, so the number of heads cannot be told. Put the "
-        "model's own beside the weights."
-    )
+    vocab_size, d_model = wte.shape
+    layers = [int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d{1,4}\.", name)]
+    if d_model % 64:
+        raise ValueError(
+            f"{folder}: there is no config.json, and d_model={d_model} is no multiple of 64, the size "
+            "of GPT-2's heads, so their number cannot be told. Put the config.json beside the weights."
+        )
+    sizes = {"vocab_size": vocab_size, "context_length": len(wpe), "d_model": d_model}
+    sizes |= {"n_layers": max(layers, default=-1) + 1, "n_heads": d_model // 64}
+    return tied | sizes, folder
 
 
 def _published_config(file: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ SIZES: list[dict[str, Any]] = [
 FORMS = (
     *("safetensors", "sharded safetensors", "bin", "sharded bin", "legacy bin", "file"),
     *("no prefix", "masks", "head in the file", "another head", "compiled", "float16", "bfloat16"),
-    "hparams",
+    *("hparams", "no configuration"),
 )
 
 
@@ -62,6 +62,8 @@ def write(form: str, sizes: dict[str, Any], folder: Path) -> tuple[GPT2LMHeadMod
         model.to(getattr(torch, form)).float()  # the reference computes with the rounded weights
     if form == "hparams" and {"n_inner", "activation_function", "layer_norm_epsilon"} & sizes.keys():
         return None
+    if form == "no configuration" and (sizes["n_embd"] % 64 or "n_inner" in sizes):
+        return None
     folder.mkdir()
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     head = tensors.pop("lm_head.weight")
@@ -82,7 +84,7 @@ def write(form: str, sizes: dict[str, Any], folder: Path) -> tuple[GPT2LMHeadMod
         names = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
         described = {each: sizes[names.get(each, each)] for each in (*names, "n_embd", "n_layer", "n_head")}
         (folder / "hparams.json").write_text(json.dumps(described))
-    else:
+    elif form != "no configuration":
         model.config.save_pretrained(folder)
     if form == "legacy bin":
         torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)

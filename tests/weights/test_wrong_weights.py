@@ -206,7 +206,6 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no JSON in config.json": (content(b"{", "config.json"), "is no JSON text"),
     "a list in config.json": (content(b"[1]", "config.json"), "holds a list; expected a JSON object"),
     "deep JSON": (content(b"[" * 10**6, "config.json"), "is no JSON text"),
-    "no configuration": (removed("config.json"), "has neither config.json nor hparams.json"),
     "another family": (config(model_type="llama"), "describes model_type='llama', not a GPT-2"),
     "no number of layers": (config(n_layer=None), "does not say n_layers"),
     "a billion layers": (config(n_layer=10**9), "n_layers=1000000000 does not fit the tensors"),
