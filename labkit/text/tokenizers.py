@@ -88,6 +88,8 @@ class Tokenizer(ABC):
 
     def _encode_special(self, text: str) -> np.ndarray:
         """The ids of a text that has been checked, special tokens in it as the ids they stand for."""
+        if self.eos_id is None:
+            return self._encode(text)
         parts = re.split(f"({re.escape(END_OF_TEXT)})", text)
         ends = [self.eos_id]
         return np.concatenate([ends if part == END_OF_TEXT else self._encode(part) for part in parts])
