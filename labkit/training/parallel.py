@@ -156,6 +156,7 @@ def launched(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started; without torchrun this process is alone.
 
     Each takes the GPU of its number on its machine, or a share of the CPU.
+    At the end each waits for the others.
     Raises LostProcessError in place of the error that the death of another process causes.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -172,11 +173,27 @@ def launched(device: str | None = None) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         yield Ranks()
+        _wait_for_all()
     except RuntimeError as error:
         if is_loss(error):
             raise LostProcessError("Another process of this training has ended; it may say why.") from error
         raise
     dist.destroy_process_group()  # after an error it could wait for the others
+
+
+_barriers: list[dist.Work] = []
+
+
+def _wait_for_all() -> None:
+    """Wait until all processes are here, and keep what gloo's threads have not let go of.
+
+    A model keeps its process group, and so gloo's threads, until the interpreter ends.  A thread that is the
+    last to hold a tensor waits for the interpreter to free it, and aborts the process if that is ending
+    (Python < 3.14).  A barrier holds the operations before it, so no thread is the last while it is kept.
+    """
+    barrier = dist.barrier(async_op=True)
+    barrier.wait()
+    _barriers.append(barrier)
 
 
 def fresh_store(shared: dist.Store, rank: int, world: int) -> dist.Store:

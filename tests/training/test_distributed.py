@@ -77,6 +77,14 @@ def assert_same_story(one: list[Told], two: list[Told]) -> None:
             assert second[key] == expected, (first, second)
 
 
+def test_no_other_thread_frees_a_tensor_when_the_processes_part(tmp_path: Path) -> None:
+    """One that does so while the interpreter ends aborts the process."""
+    process = torchrun(HERE / "ending.py", tmp_path, out=tmp_path)
+    _, errors = finish(process)
+    assert process.returncode == 0, errors
+    assert [json.loads((tmp_path / f"others-{rank}.json").read_text()) for rank in (0, 1)] == [0, 0]
+
+
 # World 1 is world 2
 
 
