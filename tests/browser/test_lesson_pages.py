@@ -41,6 +41,16 @@ CUT_OFF = """selector => [...document.querySelectorAll(selector)].filter(each =>
     return each.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
 }).map(each => `${each.tagName} ${each.className} ${each.textContent.slice(0, 60)}`)"""
 
+# A Markdown cell with something wider scrolls, which no key does; other fonts may make a formula wider.
+TOO_WIDE = """() => [...document.querySelectorAll('.jp-MarkdownOutput')].flatMap(cell => {
+    const style = getComputedStyle(cell);
+    const room = cell.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    const wider = (selector, limit) => [...cell.querySelectorAll(selector)]
+        .filter(each => each.getBoundingClientRect().width > limit)
+        .map(each => [each.getBoundingClientRect().width, room, each.parentElement.textContent.slice(0, 60)]);
+    return [...wider('mjx-container[display] mjx-math', 0.95 * room), ...wider('table', room + 1)];
+})"""
+
 
 def findings(page: Page, context: dict[str, list[str]], without: list[str]) -> list[tuple[str, list[str]]]:
     selectors = {kind: [[each] for each in chosen] for kind, chosen in context.items()}
@@ -128,6 +138,7 @@ def test_the_page_in_jupyterlab(lesson: Path, lab: Page) -> None:
     lab.set_viewport_size(AT_200_PERCENT)  # type: ignore[arg-type]
     ours = ", ".join(f"{each} :not(mjx-assistive-mml, mjx-assistive-mml *)" for each in OURS)
     assert lab.evaluate(CUT_OFF, ours) == []
+    assert lab.evaluate(TOO_WIDE) == []
     images = lab.locator(".jp-Notebook .jp-OutputArea-output > img")
     spoken = lab.locator(".jp-OutputArea-child:has(img) + .jp-OutputArea-child", has_text="Figure: ")
     assert images.count() == spoken.count() > 0
