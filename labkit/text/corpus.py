@@ -197,6 +197,9 @@ def _named(
     if "clean" in entry:
         documents = [_clean(document, entry["fixes"]) for document in documents]
     if "val" in entry and val_fraction is None and test_fraction is None:
+        titles = {document.title for document in documents}
+        if missing := [title for title in (*entry["val"], *entry["test"]) if title not in titles]:
+            raise CorpusError(f"{name}: corpora.toml holds out {', '.join(missing)}, which the text has not.")
         held_out = ([each for each in documents if each.title in entry[split]] for split in ("val", "test"))
         splits = _hold_out(documents, *held_out)
     else:

@@ -295,6 +295,14 @@ def test_a_fraction_splits_a_named_corpus_anew():
         load_corpus("tiny", test_fraction=2)
 
 
+def test_a_held_out_title_that_the_text_has_not_is_refused(monkeypatch):
+    registry, root = module._registry()
+    entry = registry["shakespeare"] | {"test": ["macbeth", "mcbeth"]}
+    monkeypatch.setattr(module, "_registry", lambda: (registry | {"shakespeare": entry}, root))
+    with pytest.raises(CorpusError, match=r"shakespeare: corpora.toml holds out mcbeth, which the text has"):
+        load_corpus("shakespeare")
+
+
 def test_the_registry_is_found_from_a_folder_below_the_project(tmp_path, monkeypatch):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "corpora.toml").write_text('[mine]\nfiles = ["m.txt"]\n', encoding="utf-8")
